@@ -1,0 +1,1 @@
+"""A verifiable self-play reasoning gym with code-execution rewards."""

@@ -1,0 +1,205 @@
+"""The values that travel between the parts: frozen, typed, free of behaviour worth mocking."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from selfplay_gym.errors import InvalidConfig
+
+Role = Literal["propose", "solve"]
+Policy = Literal["strict", "plain"]
+
+
+class Status(StrEnum):
+    """How one run of a program ended. The set is closed; only `NO_VERDICT` is our own fault."""
+
+    OK = "ok"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_LIMIT = "output_limit"
+    UNSERIALISABLE = "unserialisable"
+    CRASHED = "crashed"
+    FORBIDDEN = "forbidden"
+    NONDETERMINISTIC = "nondeterministic"
+    NO_VERDICT = "no_verdict"
+
+
+class Tier(StrEnum):
+    """How strongly an executor isolates what it runs, strongest first."""
+
+    FULL = "full"
+    FILTER_ONLY = "filter_only"
+    PROCESS_ONLY = "process_only"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run (one input) may use.
+
+    Attributes:
+        cpu_seconds: Processor time; decides the verdict, so that host load does not.
+        wall_seconds: Clock time, for programs that sleep. At least ``cpu_seconds``.
+        memory_bytes: Address space beyond what the warmed interpreter holds.
+        output_bytes: Length of the encoded value in UTF-8. Longer values are refused, never cut.
+    """
+
+    cpu_seconds: float = 1.0
+    wall_seconds: float = 5.0
+    memory_bytes: int = 256 * 2**20
+    output_bytes: int = 4096
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("cpu_seconds", 0.001, 3600.0),
+            ("wall_seconds", self.cpu_seconds, 7200.0),
+            ("memory_bytes", 2**20, 2**40),
+            ("output_bytes", 1, 2**16),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidConfig(f"limit {name} must be between {low} and {high}, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A program to run on several inputs, each run with a fresh namespace.
+
+    Attributes:
+        program: Python source. Bytes are taken as they are (they may not even be UTF-8).
+        inputs: Argument lists as source text, such as ``"3, 'a'"``; one run each.
+        entry: Name of the function to call.
+        limits: Applied to each run.
+        policy: ``strict`` compiles under RestrictedPython first, ``plain`` takes any Python. Both run behind the same
+            walls.
+        literal_inputs: Inputs must be literals. Switch off only for inputs that no model wrote.
+        check_determinism: Run each input twice in one process and once in another with a different hash seed.
+    """
+
+    program: str | bytes
+    inputs: tuple[str, ...]
+    entry: str = "f"
+    limits: Limits = Limits()
+    policy: Policy = "strict"
+    literal_inputs: bool = True
+    check_determinism: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How one run of one input ended.
+
+    Attributes:
+        status: Which of the closed set of endings.
+        value: Canonical text of what the program returned (`selfplay_gym.literals`), only when ``ok``.
+        error_type: Exception class, signal or policy name, sanitised to 80 characters.
+        message: The program's own words, cut to 200 characters. Display only.
+        line: Line of ``program`` that raised or was refused, where known.
+        cpu_seconds: Processor time of the run, as its process measured it; 0.0 where unknown.
+    """
+
+    status: Status
+    value: str | None = None
+    error_type: str = ""
+    message: str = ""
+    line: int | None = None
+    cpu_seconds: float = 0.0
+
+    @property
+    def outcome(self) -> str:
+        """What a caller of the program can observe: its value, or the class of its failure."""
+        return f"={self.value}" if self.status is Status.OK else f"{self.status}:{self.error_type}"
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """A program, one input for it, and the output the executor saw.
+
+    Attributes:
+        program: Python source that defines ``f``.
+        input: The argument list as Python literals, such as ``"3, 'a'"``.
+        output: Canonical text of what ``f`` returned. Always from an executor, never from the proposer.
+    """
+
+    program: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a proposer wrote, parsed but not yet believed: a program, inputs for it, perhaps a message."""
+
+    program: str
+    inputs: tuple[str, ...]
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Triplets of one program, seen through the family that hides a part of them.
+
+    Attributes:
+        family: Id of the family.
+        program: Python source that defines the entry function.
+        inputs: Argument lists; one for deduction and abduction, several for induction.
+        outputs: Canonical outputs, one an input, as an executor saw them.
+        message: What the proposer tells the solver (induction).
+        behaviour: Hash of what the program does on probe inputs; empty where it was not measured.
+    """
+
+    family: str
+    program: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    message: str = ""
+    behaviour: str = ""
+
+    @property
+    def triplets(self) -> tuple[Triplet, ...]:
+        """The task's triplets, in order."""
+        return tuple(Triplet(self.program, i, o) for i, o in zip(self.inputs, self.outputs, strict=True))
+
+    @property
+    def key(self) -> str:
+        """Stable identity: hash of everything that the solver's problem depends on."""
+        parts = (self.family, self.program, *self.inputs, *self.outputs, self.message)
+        return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A proposal that did not become a task, and the named check that refused it."""
+
+    check: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NoVerdict:
+    """Our machinery broke while judging. Leaves baseline, loss and metrics untouched."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What checking one answer gave.
+
+    Attributes:
+        score: 1.0 right, 0.0 wrong, ``None`` for no verdict (our own failure).
+        reason: Why it is not right, in a few words; empty when right.
+        well_formed: The completion kept to the think/answer frame.
+    """
+
+    score: float | None
+    reason: str = ""
+    well_formed: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Whether the answer is right; False without a verdict."""
+        return self.score == 1.0

@@ -1,0 +1,1 @@
+"""Task families: what is hidden of a triplet, and held-out sets."""
