@@ -1,0 +1,47 @@
+"""The think/answer frame that every completion is written in, and the fenced blocks inside an answer."""
+
+from __future__ import annotations
+
+import re
+
+# A prompt may already end with the opening tag, so a completion may start inside the thought. Nothing but blanks may
+# stand around or between the two parts, and neither tag may occur inside the answer.
+_FRAME = re.compile(
+    r"\s*(?:<think>)?(?P<thought>(?:(?!</?think>|</?answer>).)*)</think>\s*"
+    r"<answer>(?P<answer>(?:(?!</?think>|</?answer>).)*)</answer>\s*",
+    re.DOTALL,
+)
+_FENCE = re.compile(r"```(?P<label>[a-z]*)[ \t]*\n(?P<body>.*?)\n?```", re.DOTALL)
+
+
+def answer_of(completion: str) -> str | None:
+    """Return what stands in the answer tags, or None when the completion does not keep to the frame.
+
+    >>> answer_of("2 + 2 is 4</think><answer>4</answer>")
+    '4'
+    >>> answer_of("<answer>4</answer>") is None
+    True
+    """
+    match = _FRAME.fullmatch(completion)
+    return match["answer"].strip() if match else None
+
+
+def blocks(answer: str, label: str) -> list[str]:
+    r"""Return the bodies of all fenced blocks with exactly this label, in order.
+
+    >>> blocks("```input\n1\n```\n```input\n2\n```", "input")
+    ['1', '2']
+    """
+    return [match["body"] for match in _FENCE.finditer(answer) if match["label"] == label]
+
+
+def last_block(answer: str, label: str) -> str:
+    r"""Return the last block with this label, or the whole answer when it has no fence at all.
+
+    >>> last_block("```output\n[1]\n```", "output"), last_block("[1]", "output")
+    ('[1]', '[1]')
+    """
+    found = blocks(answer, label)
+    if found:
+        return found[-1].strip()
+    return "" if "```" in answer else answer.strip()

@@ -1,0 +1,62 @@
+"""Abduction: given a program and an output, name an input that gives it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from selfplay_gym import literals
+from selfplay_gym.frame import last_block
+from selfplay_gym.tasks import prompting
+from selfplay_gym.tasks.triplets import IDENTITY, parse_triplet
+from selfplay_gym.types import Execution, Job, Proposal, Status, Task, Verdict
+
+
+class Abduction:
+    """Hides the input of a triplet; any input with the same output is right.
+
+    Args:
+        style: Prompt style: ``azr``, ``chat`` or ``compact``.
+        references: Stored tasks shown to the proposer (6 in Absolute Zero).
+    """
+
+    name = "abduction"
+
+    def __init__(self, style: prompting.Style = "azr", references: int = 6) -> None:
+        prompting.check_style(style)
+        self.style, self.references = style, references
+
+    def seeds(self) -> Sequence[Task]:
+        """Return the identity triplet."""
+        return [Task(self.name, IDENTITY.program, (IDENTITY.input,), (IDENTITY.output,))]
+
+    def proposal_prompt(self, references: Sequence[Task], rng: random.Random) -> str:
+        """Ask for a program and an input that is hard to find from the output."""
+        shown = prompting.references_block(references, self.style)
+        return prompting.fill(self.name, "propose", self.style, references=shown)
+
+    def parse_proposal(self, answer: str, references: Sequence[Task]) -> Proposal:
+        """Return the program and its one input."""
+        return parse_triplet(answer)
+
+    def solve_prompt(self, task: Task) -> str:
+        """Show program and output."""
+        return prompting.fill(self.name, "solve", self.style, program=task.program, output=task.outputs[0])
+
+    def check(self, task: Task, answer: str) -> Verdict | Job:
+        """Run the program on the answer, which must be an argument list of literals."""
+        try:
+            arguments = literals.canonical_arguments(last_block(answer, "input"))
+        except literals.NotALiteral as error:
+            return Verdict(0.0, str(error))
+        # An empty argument list would call a function with defaults; no admitted task hides one.
+        if not arguments:
+            return Verdict(0.0, "no arguments")
+        return Job(task.program, (arguments,), policy="plain")
+
+    def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
+        """Right when the output is the task's, compared as canonical text."""
+        execution = executions[0]
+        if execution.status is not Status.OK:
+            return Verdict(0.0, execution.status)
+        return Verdict(1.0) if execution.value == task.outputs[0] else Verdict(0.0, "another value")

@@ -1,0 +1,59 @@
+"""Prompt texts live in files beside the families; this fills them in.
+
+A prompt has a *body* for each family and role, long (``azr`` and ``chat``) or short (``compact``), and a *frame* around
+it. In style ``azr`` the frame is a plain-text conversation for base models that ends inside the thought; in ``chat``
+the body is the user's message and the policy's own chat template does the rest; ``compact`` spends few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from string import Template
+from typing import Literal, get_args
+
+from selfplay_gym.errors import UnknownId
+from selfplay_gym.types import Task, Triplet
+
+Style = Literal["azr", "chat", "compact"]
+
+
+def check_style(style: str) -> None:
+    """Raise `UnknownId` unless ``style`` is one of the three."""
+    if style not in get_args(Style):
+        raise UnknownId(f"no prompt style {style!r}; it is one of {', '.join(get_args(Style))}")
+
+
+def fill(family: str, role: str, style: Style, **parts: str) -> str:
+    """Return the prompt of a family and role, with ``$name`` replaced; text that is put in is not searched again."""
+    body = _text(f"{family}.{role}.{_length(style)}.txt").substitute(parts).rstrip()
+    return _text(f"frame.{style}.txt").substitute(body=body)
+
+
+def references_block(references: Sequence[Task], style: Style) -> str:
+    """Return stored triplets as a proposer sees them."""
+    template = _text(f"reference.{_length(style)}.txt")
+    shown = [
+        template.substitute(number=str(number), program=t.program, input=t.input, output=t.output)
+        for number, t in enumerate((task.triplets[0] for task in references), start=1)
+    ]
+    return "".join(shown)
+
+
+def pairs_block(triplets: Sequence[Triplet], style: Style) -> str:
+    """Return input/output pairs as an induction solver sees them."""
+    template = _text(f"pair.{_length(style)}.txt")
+    shown = [
+        template.substitute(number=str(n), input=t.input, output=t.output) for n, t in enumerate(triplets, start=1)
+    ]
+    return "".join(shown)
+
+
+def _length(style: Style) -> str:
+    return "compact" if style == "compact" else "long"
+
+
+@cache
+def _text(name: str) -> Template:
+    return Template((resources.files(__package__) / "prompts" / name).read_text(encoding="utf-8"))

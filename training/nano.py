@@ -1,0 +1,287 @@
+"""The nano policy: a causal language model small enough to play itself on a laptop, made from scratch.
+
+It is an ordinary ``transformers`` checkpoint, so the code that trains it also trains a 14 B model. Its tokenizer has
+one token a digit, one for each printable character and one for each common fragment of the small programs it knows. It
+learns from generated *easy* programs (one or two lines), thinking before it answers: the value after each line
+(deduction), the values backwards from the output (abduction), or the values between the lines for two of the pairs
+(induction). Longer programs are left for self-play to reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import string
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from selfplay_gym import literals
+from selfplay_gym.errors import InvalidConfig
+from selfplay_gym.tasks import nano_programs
+from selfplay_gym.tasks.abduction import Abduction
+from selfplay_gym.tasks.deduction import Deduction
+from selfplay_gym.tasks.induction import Induction
+from selfplay_gym.tasks.nano_programs import Example
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+MAX_POSITIONS = 384
+EASY_LINES = (1, 2)
+
+_FRAGMENTS = r"""
+deduction\n|abduction\n|induction\n|propose |<think>|</think>|<answer>|</answer>|```python\n|```input\n|```message\n
+\n```\n|\n```|f(|f(?) = |) = |) = ?|def f(x):\n|    x = |    return x|, |: |x + |x - |x * |x // |x % |x * x|-x
+abs(x)|max(x, |min(x, |[x, |str(x)|sorted(x)|x[::-1]|x + [|] + x|x[:-1]|x[1:] + x[:1]|[y + |[y * | for y in x]
+[y for y in x if y > |sum(x)|len(x)|max(x)|min(x)|x[0]|x[-1]|x.upper()|x + '|' + x|x.count('|x[|:]|x[:
+"""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer: at each place the longest known fragment, else one character."""
+    fragments = [f.replace(r"\n", "\n") for line in _FRAGMENTS.strip().split("\n") for f in line.split("|")]
+    fragments += sorted({operation.word for operation in nano_programs.OPERATIONS})
+    characters = [c for c in string.printable if c.isprintable()] + ["\n"]
+    vocabulary = {
+        token: index for index, token in enumerate(dict.fromkeys([PAD, EOS, UNKNOWN, *fragments, *characters]))
+    }
+    longest_first = sorted(fragments, key=len, reverse=True)
+    pattern = "|".join(_escape(fragment) for fragment in longest_first) + r"|[\s\S]"
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _escape(fragment: str) -> str:
+    return "".join(c if c.isalnum() or c in " \n" else f"\\{c}" for c in fragment)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 128, layers: int = 6) -> Qwen3ForCausalLM:
+    """Return a randomly initialised Qwen3 of about 0.9 M parameters at the default size."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 32,
+            num_key_value_heads=max(1, hidden // 64),
+            head_dim=32,
+            max_position_embeddings=MAX_POSITIONS,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+# -- what the policy learns from: prompts of the families themselves, completions in the think/answer frame ------------
+
+
+class Transcripts:
+    """Turns examples into (prompt, completion) pairs, in the proportions of `WEIGHTS`."""
+
+    WEIGHTS: ClassVar[dict[str, float]] = {
+        "solve deduction": 0.18,
+        "solve abduction": 0.18,
+        "solve induction": 0.36,
+        "propose deduction": 0.09,
+        "propose abduction": 0.09,
+        "propose induction": 0.10,
+    }
+
+    def __init__(self, stream: Iterator[Example], rng: random.Random) -> None:
+        self.stream, self.rng = stream, rng
+        self.deduction, self.abduction = Deduction(style="compact"), Abduction(style="compact")
+        self.induction = Induction(style="compact", pairs=nano_programs.PAIRS)
+        self.makers: dict[str, Callable[[Example], tuple[str, str]]] = {
+            "solve deduction": self.solve_deduction,
+            "solve abduction": self.solve_abduction,
+            "solve induction": self.solve_induction,
+            "propose deduction": lambda example: self.propose(self.deduction, example),
+            "propose abduction": lambda example: self.propose(self.abduction, example),
+            "propose induction": self.propose_induction,
+        }
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        kinds, weights = list(self.WEIGHTS), list(self.WEIGHTS.values())
+        for example in self.stream:
+            yield self.makers[self.rng.choices(kinds, weights)[0]](example)
+
+    def solve_deduction(self, example: Example) -> tuple[str, str]:
+        """The value after each line, then the last one."""
+        task = example.task("deduction")
+        thought = "\n".join(literals.encode(value) for value in example.traces[0])
+        return self.deduction.solve_prompt(task), _completion(thought, task.outputs[0])
+
+    def solve_abduction(self, example: Example) -> tuple[str, str]:
+        """The value before each line, from the last line up, then the first one."""
+        task = example.task("abduction")
+        backwards = [*example.traces[0][-2::-1], example.inputs[0]]
+        thought = "\n".join(literals.encode(value) for value in backwards)
+        return self.abduction.solve_prompt(task), _completion(thought, task.inputs[0])
+
+    def solve_induction(self, example: Example) -> tuple[str, str]:
+        """The values between the lines for the first two pairs, then the program."""
+        task = example.task("induction")
+        between = zip(example.traces[0][:-1], example.traces[1][:-1], strict=True)
+        thought = "\n".join(f"{literals.encode(a)}, {literals.encode(b)}" for a, b in between)
+        return self.induction.solve_prompt(task), _completion(thought, f"```python\n{task.program}\n```")
+
+    def propose(self, family: Deduction | Abduction, example: Example) -> tuple[str, str]:
+        """A program and an input, after one or two others."""
+        references = [other.task(family.name) for other in islice(self.stream, self.rng.randint(1, 2))]
+        task = example.task(family.name)
+        answer = f"```python\n{task.program}\n```\n```input\n{task.inputs[0]}\n```"
+        return family.proposal_prompt(references, self.rng), _completion("", answer)
+
+    def propose_induction(self, example: Example) -> tuple[str, str]:
+        """Inputs and a message for a program."""
+        task = example.task("induction")
+        shown = example.task("deduction")
+        answer = "".join(f"```input\n{text}\n```\n" for text in task.inputs) + f"```message\n{task.message}\n```"
+        return self.induction.proposal_prompt([shown], self.rng), _completion("", answer)
+
+
+def _completion(thought: str, answer: str) -> str:
+    return f"{thought}</think><answer>{answer}</answer>"
+
+
+# -- pretraining ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainConfig:
+    """How the nano policy is made.
+
+    Attributes:
+        examples: Transcripts seen, each once.
+        batch_tokens: Tokens a step, padding included.
+        learning_rate: Peak; linear warm-up over 2% of the steps, then cosine to a tenth.
+        hidden: Width of the model, a multiple of 64.
+        layers: Its depth.
+        seed: Of data and weights.
+        threads: CPU threads.
+    """
+
+    examples: int = 400_000
+    batch_tokens: int = 8192
+    learning_rate: float = 3e-3
+    hidden: int = 128
+    layers: int = 6
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "batch_tokens", "hidden", "layers", "threads"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden % 64:
+            raise InvalidConfig(f"hidden must be a multiple of 64, got {self.hidden}")
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Token ids and labels, both int64 of shape (rows, length); label -100 is not learned from."""
+
+
+def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """Yield batches of similar length, padded on the right to a multiple of 16 (few shapes are fast on CPU)."""
+    rng = random.Random(config.seed)
+    transcripts = iter(Transcripts(nano_programs.examples(EASY_LINES, rng, held_out=False), rng))
+    left = config.examples
+    while left > 0:
+        pool = list(islice(transcripts, min(left, 8192)))
+        left -= len(pool)
+        prompts = tokenizer([prompt for prompt, _ in pool]).input_ids
+        completions = tokenizer([completion for _, completion in pool]).input_ids
+        rows = [
+            (p + c + [tokenizer.eos_token_id], [-100] * len(p) + c + [tokenizer.eos_token_id])
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        rows.sort(key=lambda row: len(row[0]))
+        grouped = list(_group(rows, config.batch_tokens))
+        rng.shuffle(grouped)
+        yield from (_pad(group, tokenizer.pad_token_id) for group in grouped)
+
+
+Row = tuple[list[int], list[int]]
+
+
+def _group(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    for row in rows:
+        if group and (len(group) + 1) * _padded(len(row[0])) > batch_tokens:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _padded(length: int) -> int:
+    return -(-length // 16) * 16
+
+
+def _pad(rows: list[Row], pad_id: int) -> Batch:
+    length = _padded(max(len(ids) for ids, _ in rows))
+    ids = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in rows])
+    return ids, labels
+
+
+def pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float, float], None]) -> None:
+    """Make the policy and write it to ``output`` with ``pretrain.json`` beside it: settings, seconds, sha256.
+
+    ``report`` is called after each step with examples seen, loss in nats a token, and tokens a second.
+    """
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, config.hidden, config.layers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    started, seen, tokens = time.monotonic(), 0, 0
+    for ids, labels in batches(config, tokenizer):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(seen / config.examples)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        seen, tokens = seen + len(ids), tokens + ids.numel()
+        report(seen, loss.item(), tokens / (time.monotonic() - started))
+    save(model, tokenizer, output, {**asdict(config), "seconds": round(time.monotonic() - started)})
+
+
+def _schedule(progress: float) -> float:
+    if progress < 0.02:
+        return progress / 0.02
+    return 0.55 + 0.45 * math.cos(math.pi * (progress - 0.02) / 0.98)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, facts: dict[str, object]) -> None:
+    """Write an ordinary checkpoint and ``pretrain.json`` with the sha256 of its weights."""
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    digest = hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+    text = json.dumps({**facts, "parameters": model.num_parameters(), "sha256": digest}, indent=2)
+    (output / "pretrain.json").write_text(text + "\n", encoding="utf-8")
