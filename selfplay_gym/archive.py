@@ -1,0 +1,681 @@
+"""Everything a run has proven, tried and refused, in one SQLite file that can be wound back to any step.
+
+A run that was killed resumes bit-exactly: it loads a checkpoint of step s and calls `Archive.rewind(s)`. That works
+because the tables only ever grow at the end: rows carry the step and never a clock time, steps never go down, and row
+ids count from 1 without gaps, so cutting the tail off gives back the very contents of step s. For the same reason an
+evicted task stays in the file: eviction only moves the lower end of what is sampled.
+
+Readers may open the file while a run writes it (WAL). There is one writer; a second one gets an `ArchiveError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError, UnknownId
+from selfplay_gym.types import Task
+
+How = Literal["uniform", "recency", "half_solved", "newest"]
+HALF_SOLVED_WINDOW = 512
+REJECTED_TEXT_BYTES = 20_000
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x53504741  # "SPGA", at byte 68 of the file, where `file` and SQLite look for it
+
+# `position` counts a family's tasks from 1 without gaps; evictions take the lowest. The live tasks of a family are thus
+# one range of positions, and drawing from them means drawing integers. `attempts` and `solved` of a task repeat its
+# latest row in `attempts`, so that half-solved tasks can be found by index.
+_SCHEMA = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE programs (id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, text TEXT NOT NULL)",
+    """CREATE TABLE tasks (
+        id INTEGER PRIMARY KEY, step INTEGER NOT NULL, family TEXT NOT NULL, position INTEGER NOT NULL,
+        program INTEGER NOT NULL REFERENCES programs, message TEXT NOT NULL, behaviour TEXT NOT NULL,
+        key TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, solved INTEGER NOT NULL DEFAULT 0)""",
+    "CREATE UNIQUE INDEX tasks_position ON tasks (family, position)",
+    "CREATE INDEX tasks_program ON tasks (program, family)",
+    "CREATE INDEX tasks_behaviour ON tasks (behaviour, family)",
+    "CREATE INDEX tasks_half_solved ON tasks (family, position) WHERE solved > 0 AND solved < attempts",
+    """CREATE TABLE triplets (
+        task INTEGER NOT NULL REFERENCES tasks, place INTEGER NOT NULL, input TEXT NOT NULL, output TEXT NOT NULL,
+        PRIMARY KEY (task, place)) WITHOUT ROWID""",
+    """CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY, step INTEGER NOT NULL, task INTEGER NOT NULL REFERENCES tasks,
+        attempts INTEGER NOT NULL, solved INTEGER NOT NULL, CHECK (0 <= solved AND solved <= attempts))""",
+    "CREATE INDEX attempts_task ON attempts (task)",
+    """CREATE TABLE rejections (
+        id INTEGER PRIMARY KEY, step INTEGER NOT NULL, family TEXT NOT NULL, check_name TEXT NOT NULL,
+        detail TEXT NOT NULL, text TEXT NOT NULL)""",
+    """CREATE TABLE lineage (
+        task INTEGER NOT NULL REFERENCES tasks, place INTEGER NOT NULL, reference INTEGER NOT NULL REFERENCES tasks,
+        PRIMARY KEY (task, place)) WITHOUT ROWID""",
+    "CREATE INDEX lineage_reference ON lineage (reference)",
+    """CREATE TABLE evictions (
+        task INTEGER PRIMARY KEY REFERENCES tasks, step INTEGER NOT NULL, family TEXT NOT NULL,
+        position INTEGER NOT NULL, reason TEXT NOT NULL)""",
+    "CREATE UNIQUE INDEX evictions_position ON evictions (family, position)",
+)
+_ROW_ORDER = {
+    "meta": "name",
+    "programs": "id",
+    "tasks": "id",
+    "triplets": "task, place",
+    "attempts": "id",
+    "rejections": "id",
+    "lineage": "task, place",
+    "evictions": "task",
+}
+_REWIND = (
+    """UPDATE tasks SET
+        attempts = coalesce((SELECT a.attempts FROM attempts a WHERE a.task = tasks.id AND a.step <= :step
+                             ORDER BY a.id DESC LIMIT 1), 0),
+        solved = coalesce((SELECT a.solved FROM attempts a WHERE a.task = tasks.id AND a.step <= :step
+                           ORDER BY a.id DESC LIMIT 1), 0)
+        WHERE id IN (SELECT task FROM attempts WHERE step > :step)""",
+    "DELETE FROM attempts WHERE step > :step",
+    "DELETE FROM rejections WHERE step > :step",
+    "DELETE FROM evictions WHERE step > :step",
+    "DELETE FROM lineage WHERE task IN (SELECT id FROM tasks WHERE step > :step)",
+    "DELETE FROM triplets WHERE task IN (SELECT id FROM tasks WHERE step > :step)",
+    "DELETE FROM tasks WHERE step > :step",
+    # Program ids follow first use, so those still in use are the first ones.
+    "DELETE FROM programs WHERE id > coalesce((SELECT max(program) FROM tasks), 0)",
+)
+# How a transaction begins, commits and is undone. IMMEDIATE meets a second writer at once and not halfway through a step.
+_OUTER = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
+_READING = ("BEGIN", "COMMIT", ("ROLLBACK",))
+_INNER = ("SAVEPOINT inner_part", "RELEASE inner_part", ("ROLLBACK TO inner_part", "RELEASE inner_part"))
+# A text may hold a lone surrogate (JSON allows "\ud800"), which Python does not bind as text: see `_utf8`.
+_ADD_TASK = """INSERT INTO tasks (step, family, position, program, message, behaviour, key)
+    VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?) RETURNING id"""
+
+
+class ArchiveError(SelfPlayError):
+    """The archive file could not be read or written: disk full, locked, not permitted. Nothing was half-written."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTask:
+    """A task with its place in the archive.
+
+    Attributes:
+        id: Row id; counts from 1 in order of creation, over all families.
+        task: The task itself.
+        step: When it was added.
+        attempts: How many answers the latest record counted; 0 before the first record.
+        solved: How many of those were right.
+    """
+
+    id: int
+    task: Task
+    step: int
+    attempts: int
+    solved: int
+
+    @property
+    def solve_rate(self) -> float | None:
+        """Share of the latest attempts that passed; None before the first."""
+        return self.solved / self.attempts if self.attempts else None
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What an archive holds, for reports.
+
+    Attributes:
+        tasks: Every task ever added, evicted ones included.
+        evicted: How many of those are no longer sampled.
+        programs: Distinct program texts.
+        attempts: Answers judged, over all records.
+        solved: Right answers among them.
+        rejections: Refused proposals by the check that refused them.
+    """
+
+    tasks: int
+    evicted: int
+    programs: int
+    attempts: int
+    solved: int
+    rejections: dict[str, int] = field(default_factory=dict)
+
+
+class Archive:
+    """The tasks of one run and their history, in the SQLite file ``path``.
+
+    Every method raises `ArchiveError` when the disk is full or the file locked, and `InvalidData` when the file proves
+    damaged; whatever it was writing is then rolled back.
+
+    Args:
+        path: The file, created where there is none, or ``":memory:"``.
+        capacity: Most live tasks a family; beyond it the oldest are evicted. None keeps all.
+        busy_seconds: How long to wait for another process that writes.
+
+    Raises:
+        InvalidConfig: ``capacity`` is below 1.
+        InvalidData: The file is no archive, or is truncated, or was written by a newer version. It is left as it is.
+        ArchiveError: The file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, *, capacity: int | None = None, busy_seconds: float = 5.0) -> None:
+        if capacity is not None and capacity < 1:
+            raise InvalidConfig(f"archive capacity must be at least 1 task a family or None, got {capacity}")
+        self.capacity = capacity
+        if str(path) != ":memory:":
+            _check_header(Path(path), may_be_new=True)
+        self._open(str(path), "rwc", busy_seconds)
+
+    @classmethod
+    def read(cls, path: str | Path, *, busy_seconds: float = 5.0) -> Self:
+        """Open an existing archive for reading only, also while a run writes it.
+
+        Raises:
+            InvalidData: There is no file, or it is no archive that this version reads.
+            ArchiveError: The file cannot be opened.
+        """
+        _check_header(Path(path), may_be_new=False)
+        archive = cls.__new__(cls)
+        archive.capacity = None
+        archive._open(str(path), "ro", busy_seconds)
+        return archive
+
+    def _open(self, path: str, mode: str, busy_seconds: float) -> None:
+        self._path = path
+        self._writes = mode != "ro"
+        self._depth = 0
+        try:
+            self._db = sqlite3.connect(_uri(path, mode), uri=True, timeout=busy_seconds, isolation_level=None)
+        except sqlite3.Error as error:
+            raise _explained(error, path) from error
+        try:
+            self._db.text_factory = _text
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Create the tables in a new file, else check their version; then set the connection up."""
+        if not self._rows("SELECT 1 FROM sqlite_master LIMIT 1") and self._writes:
+            self._create()
+        version = self._value("SELECT value FROM meta WHERE name = 'schema'")
+        if version != str(SCHEMA_VERSION):
+            raise InvalidData(_version_message(self._path, version))
+        if self._writes:
+            self._rows("PRAGMA journal_mode = WAL")
+            # FULL, because a checkpoint must never be newer than its archive, not even after a power cut.
+            self._rows("PRAGMA synchronous = FULL")
+            self._rows("PRAGMA foreign_keys = ON")
+
+    def _create(self) -> None:
+        # Before WAL is switched on, so that the file itself says what it is from its first byte on.
+        with self.transaction():
+            self._rows(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._rows(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for statement in _SCHEMA:
+                self._rows(statement)
+            self._rows("INSERT INTO meta VALUES ('schema', ?)", str(SCHEMA_VERSION))
+
+    def close(self) -> None:
+        """Close the file; an open transaction is rolled back. Safe to call twice."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit everything inside at once, or, if an exception leaves the block, nothing of it.
+
+        Blocks nest: an inner block that fails undoes its own part only.
+        """
+        if self._depth and not self._db.in_transaction:  # SQLite itself rolled back: a full disk, an I/O error
+            raise ArchiveError(f"{self._path}: this transaction was rolled back by an earlier error; start it again")
+        if self._depth:
+            begin, commit, undo = _INNER
+        else:
+            begin, commit, undo = _OUTER if self._writes else _READING
+        self._rows(begin)
+        self._depth += 1
+        try:
+            yield
+            self._rows(commit)
+        except BaseException:
+            for statement in undo if self._db.in_transaction else ():
+                self._rows(statement)
+            raise
+        finally:
+            self._depth -= 1
+
+    def add_task(self, task: Task, step: int, references: Sequence[int] = ()) -> int:
+        """Store a proven task and return its id; evict the oldest of its family if that is over capacity.
+
+        Args:
+            task: What to store. The archive does not look for duplicates; see `has_program`.
+            step: The training step, never below the latest one recorded.
+            references: Ids of the tasks that the proposer was shown.
+
+        Raises:
+            InvalidData: ``step`` goes back, a reference is unknown, or inputs and outputs differ in number.
+        """
+        with self.transaction():
+            self._check_step(step)
+            task_id = self._insert_task(task, step)
+            for place, triplet in enumerate(_triplets(task)):
+                values = (task_id, place, *map(_utf8, triplet))
+                self._rows("INSERT INTO triplets VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT))", *values)
+            for place, reference in enumerate(references):
+                self._rows("INSERT INTO lineage VALUES (?, ?, ?)", task_id, place, reference)
+            self._evict(task.family, step)
+        return task_id
+
+    def _insert_task(self, task: Task, step: int) -> int:
+        program = self._program_id(task.program)
+        position = self._live(task.family)[task.family].stop
+        values = (step, task.family, position, program, _utf8(task.message), task.behaviour, task.key)
+        return int(self._value(_ADD_TASK, *values))
+
+    def _program_id(self, program: str) -> int:
+        name = _hash(program)
+        self._rows("INSERT OR IGNORE INTO programs (hash, text) VALUES (?, CAST(? AS TEXT))", name, _utf8(program))
+        return int(self._value("SELECT id FROM programs WHERE hash = ?", name))
+
+    def _evict(self, family: str, step: int) -> None:
+        if self.capacity is None:
+            return
+        live = self._live(family)[family]
+        for position in live[: -self.capacity]:
+            self._rows(
+                """INSERT INTO evictions SELECT id, ?, family, position, 'capacity' FROM tasks
+                WHERE family = ? AND position = ?""",
+                *(step, family, position),
+            )
+
+    def record_attempts(self, step: int, attempts: Sequence[tuple[int, int, int]]) -> None:
+        """Store how often tasks were tried and solved; the newest record is what `StoredTask` shows.
+
+        Args:
+            step: The training step, never below the latest one recorded.
+            attempts: ``(task id, answers judged, right answers)``. A task without a judged answer is
+                left out: that says nothing about it.
+
+        Raises:
+            InvalidData: ``step`` goes back, a task is unknown, or more answers are right than were judged.
+        """
+        with self.transaction():
+            self._check_step(step)
+            for task_id, tried, solved in attempts:
+                if not 0 <= solved <= tried:
+                    raise InvalidData(f"task {task_id}: solved must be between 0 and {tried} attempts, got {solved}")
+                if tried:
+                    self._record(step, task_id, tried, solved)
+
+    def _record(self, step: int, task_id: int, tried: int, solved: int) -> None:
+        values = (step, task_id, tried, solved)
+        self._rows("INSERT INTO attempts (step, task, attempts, solved) VALUES (?, ?, ?, ?)", *values)
+        self._rows("UPDATE tasks SET attempts = ?, solved = ? WHERE id = ?", tried, solved, task_id)
+
+    def record_rejection(self, step: int, family: str, check: str, detail: str, text: str) -> None:
+        """Store a refused proposal for people to read; ``detail`` and ``text`` are cut to 20 kB each.
+
+        Raises:
+            InvalidData: ``step`` is below the latest one recorded.
+        """
+        with self.transaction():
+            self._check_step(step)
+            self._rows(
+                "INSERT INTO rejections (step, family, check_name, detail, text) VALUES (?, ?, ?, ?, ?)",
+                *(step, family, check, _readable(detail), _readable(text)),
+            )
+
+    def rewind(self, step: int) -> None:
+        """Forget everything recorded after ``step``: contents and `fingerprint` are again those of its end.
+
+        Takes time in proportion to the whole archive.
+        """
+        with self.transaction():
+            for statement in _REWIND:
+                self._run(statement, {"step": step})
+
+    def _check_step(self, step: int) -> None:
+        last = self.last_step
+        if last is not None and step < last:
+            raise InvalidData(f"step must be at least {last}, the latest one recorded, got {step}; rewind first")
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, families: str | Sequence[str], n: int, rng: random.Random, how: How = "uniform"
+    ) -> list[StoredTask]:
+        """Draw up to ``n`` distinct live tasks of one or several families; fewer only where fewer fit.
+
+        ``uniform``: each live task alike. ``recency``: as many of each family as uniform would draw, but within a
+        family the k-th oldest live task has weight k. ``half_solved``: alike among the newest 512 whose latest solve
+        rate is strictly between 0 and 1. ``newest``: the newest, newest first, without chance.
+
+        The same contents, arguments and state of ``rng`` give the same tasks. The cost does not grow with the table
+        (beyond the depth of its B-trees): the live tasks of a family are one range of positions whose two ends are read
+        from an index, uniform and recency draw integers in that range and look each up, half_solved and newest read a
+        bounded stretch from the upper end of an index.
+
+        Raises:
+            InvalidConfig: ``how`` is unknown or ``n`` negative.
+        """
+        if how not in get_args(How):
+            raise InvalidConfig(f"sampling must be one of {', '.join(get_args(How))}, got {how!r}")
+        if n < 0:
+            raise InvalidConfig(f"the number of tasks to sample must be at least 0, got {n}")
+        with self._snapshot():
+            live = self._live(families)
+            if how in ("uniform", "recency"):
+                spots = (_uniform if how == "uniform" else _recency)(live, n, rng)
+                ids = [self._id_at(*spot) for spot in spots]
+            elif how == "newest":
+                ids = self._newest(live, n)
+            else:
+                open_ids = self._half_solved(live)
+                ids = rng.sample(open_ids, min(n, len(open_ids)))
+            return [self.task(task_id) for task_id in ids]
+
+    def _live(self, families: str | Sequence[str]) -> dict[str, range]:
+        """Return the positions of each family's live tasks; the stop is where its next task goes."""
+        names = (families,) if isinstance(families, str) else families
+        return {name: self._live_positions(name) for name in names}
+
+    def _live_positions(self, family: str) -> range:
+        evicted = self._value("SELECT max(position) FROM evictions WHERE family = ?", family)
+        newest = self._value("SELECT max(position) FROM tasks WHERE family = ?", family)
+        return range((evicted or 0) + 1, (newest or 0) + 1)
+
+    def _id_at(self, family: str, position: int) -> int:
+        return int(self._value("SELECT id FROM tasks WHERE family = ? AND position = ?", family, position))
+
+    def _newest(self, live: Mapping[str, range], n: int) -> list[int]:
+        spots = [(family, position) for family, positions in live.items() for position in positions[::-1][:n]]
+        return sorted((self._id_at(*spot) for spot in spots), reverse=True)[:n]
+
+    def _half_solved(self, live: Mapping[str, range]) -> list[int]:
+        # INDEXED BY, because without statistics SQLite may walk `tasks_position` and look at every task.
+        query = """SELECT id FROM tasks INDEXED BY tasks_half_solved WHERE family = ? AND position >= ?
+            AND solved > 0 AND solved < attempts ORDER BY position DESC LIMIT ?"""
+        ids = [
+            int(task_id)
+            for family, positions in live.items()
+            for (task_id,) in self._rows(query, family, positions.start, HALF_SOLVED_WINDOW)
+        ]
+        return sorted(ids, reverse=True)[:HALF_SOLVED_WINDOW]
+
+    # -- looking up ---------------------------------------------------------------------------------------------------
+
+    def task(self, task_id: int) -> StoredTask:
+        """Return the task with that id, evicted or not.
+
+        Raises:
+            UnknownId: There is none.
+        """
+        rows = self._rows(
+            """SELECT t.family, p.text, t.message, t.behaviour, t.step, t.attempts, t.solved
+            FROM tasks t JOIN programs p ON p.id = t.program WHERE t.id = ?""",
+            task_id,
+        )
+        if not rows:
+            raise UnknownId(f"{self._path} holds no task {task_id}")
+        family, program, message, behaviour, *numbers = rows[0]
+        triplets = self._rows("SELECT input, output FROM triplets WHERE task = ? ORDER BY place", task_id)
+        inputs, outputs = (tuple(row[part] for row in triplets) for part in (0, 1))
+        return StoredTask(task_id, Task(family, program, inputs, outputs, message, behaviour), *numbers)
+
+    def tasks(
+        self, family: str | None = None, newest: int | None = None, *, evicted: bool = False
+    ) -> Iterator[StoredTask]:
+        """Yield live tasks, oldest first: of one family or of all, perhaps only the ``newest`` so many.
+
+        Which tasks is settled at the first one; each is read when its turn comes. ``evicted`` yields those as well.
+        """
+        rows = self._rows(
+            """SELECT id FROM tasks WHERE (?1 IS NULL OR family = ?1)
+            AND (?2 OR NOT EXISTS (SELECT 1 FROM evictions e WHERE e.task = tasks.id))
+            ORDER BY id DESC LIMIT ?3""",
+            *(family, evicted, -1 if newest is None else newest),
+        )
+        for (task_id,) in reversed(rows):
+            yield self.task(task_id)
+
+    def has_program(self, program: str, family: str) -> bool:
+        """Return whether a task of ``family`` was ever made of exactly this text, evicted ones included."""
+        query = (
+            """SELECT 1 FROM tasks WHERE program = (SELECT id FROM programs WHERE hash = ?) AND family = ? LIMIT 1"""
+        )
+        return bool(self._rows(query, _hash(program), family))
+
+    def has_behaviour(self, behaviour: str, family: str) -> bool:
+        """Return whether a task of ``family`` was ever seen to behave so; never for an unmeasured (empty) behaviour."""
+        query = "SELECT 1 FROM tasks WHERE behaviour = ? AND family = ? LIMIT 1"
+        return bool(behaviour) and bool(self._rows(query, behaviour, family))
+
+    def lineage(self, task_id: int) -> list[int]:
+        """Return the ids of all ancestors, oldest first: the references of the proposal, theirs, and so on."""
+        query = """WITH RECURSIVE ancestors (id) AS (
+                SELECT reference FROM lineage WHERE task = ?
+                UNION SELECT l.reference FROM ancestors a JOIN lineage l ON l.task = a.id)
+            SELECT id FROM ancestors ORDER BY id"""
+        return [int(ancestor) for (ancestor,) in self._rows(query, task_id)]
+
+    @property
+    def last_step(self) -> int | None:
+        """The latest step with a task, a rejection or attempts; None when nothing was recorded."""
+        steps = [
+            self._value(f"SELECT step FROM {table} WHERE id = (SELECT max(id) FROM {table})")
+            for table in ("tasks", "attempts", "rejections")
+        ]
+        return max((int(step) for step in steps if step is not None), default=None)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many live tasks each family has, by name of family."""
+        with self._snapshot():
+            return {family: len(positions) for family, positions in self._live(self._families()).items()}
+
+    def _families(self) -> list[str]:
+        """Return the families in order, stepping through the index: SELECT DISTINCT would read all of it."""
+        names: list[str] = []
+        while name := self._value("SELECT min(family) FROM tasks WHERE family > ?", names[-1] if names else ""):
+            names.append(name)
+        return names
+
+    def statistics(self) -> Statistics:
+        """Return a summary for reports. Reads whole tables: not for every step."""
+        with self._snapshot():
+            rejections = self._rows(
+                "SELECT check_name, count(*) FROM rejections GROUP BY check_name ORDER BY check_name"
+            )
+            attempts, solved = self._rows("SELECT ifnull(sum(attempts), 0), ifnull(sum(solved), 0) FROM attempts")[0]
+            tasks, evicted, programs = (
+                self._value(f"SELECT count(*) FROM {table}") for table in ("tasks", "evictions", "programs")
+            )
+        return Statistics(tasks, evicted, programs, attempts, solved, dict(rejections))
+
+    def fingerprint(self) -> str:
+        """Return a hash of all contents: equal for two runs that recorded the same, on any machine and Python."""
+        digest = hashlib.blake2b(digest_size=16)
+        with self._snapshot():
+            for table, order in _ROW_ORDER.items():
+                digest.update(table.encode())
+                for row in self._each(f"SELECT * FROM {table} ORDER BY {order}"):
+                    # ascii, and not repr, which escapes by the Unicode tables of the Python at hand
+                    digest.update(ascii(row).encode())
+        return digest.hexdigest()
+
+    # -- SQL ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Make several queries see one state, though another process may commit in between."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._rows("BEGIN")
+        try:
+            yield
+        finally:
+            if self._db.in_transaction:
+                self._rows("COMMIT")
+
+    def _each(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Run one statement and yield its rows; every SQL error of this class is explained here."""
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.Error as error:
+            raise _explained(error, self._path) from error
+
+    def _run(self, query: str, values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        return list(self._each(query, values))
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._run(query, values)
+
+    def _value(self, query: str, *values: object) -> Any:
+        """Return the first value of the first row, or None without rows."""
+        rows = self._run(query, values)
+        return rows[0][0] if rows else None
+
+
+def _uniform(live: Mapping[str, range], n: int, rng: random.Random) -> list[tuple[str, int]]:
+    """Draw distinct (family, position), each live one alike."""
+    total = sum(map(len, live.values()))
+    return [_locate(live, index) for index in rng.sample(range(total), min(n, total))]
+
+
+def _locate(live: Mapping[str, range], index: int) -> tuple[str, int]:
+    for family, positions in live.items():
+        if index < len(positions):
+            return family, positions[index]
+        index -= len(positions)
+    raise IndexError(index)
+
+
+def _recency(live: Mapping[str, range], n: int, rng: random.Random) -> list[tuple[str, int]]:
+    """Draw distinct (family, position): families as in `_uniform`, newer positions more often, in random order."""
+    share = Counter(family for family, _ in _uniform(live, n, rng))
+    spots = [
+        (family, positions[rank - 1])
+        for family, positions in live.items()
+        for rank in _recent_ranks(len(positions), share[family], rng)
+    ]
+    rng.shuffle(spots)
+    return spots
+
+
+def _recent_ranks(total: int, n: int, rng: random.Random) -> list[int]:
+    """Draw ``n`` distinct ranks of 1 to ``total``, one after the other, rank k with weight k among those left."""
+    if total < 4 * n:
+        # Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": the n greatest u ** (1 / weight).
+        return sorted(range(1, total + 1), key=lambda rank: rng.random() ** (1 / rank), reverse=True)[:n]
+    # Here the ranks already drawn weigh at most 1 - (3/4)^2 of all, so that fewer than half of the draws repeat one.
+    ranks: dict[int, None] = {}
+    while len(ranks) < n:
+        ranks[_rank_at(rng.randrange(total * (total + 1) // 2))] = None
+    return list(ranks)
+
+
+def _rank_at(weight: int) -> int:
+    """Return the least rank k with 1 + 2 + ... + k above ``weight``, in exact arithmetic.
+
+    >>> [_rank_at(weight) for weight in range(7)]
+    [1, 2, 2, 3, 3, 3, 4]
+    """
+    return (math.isqrt(8 * weight + 1) + 1) // 2
+
+
+def _triplets(task: Task) -> list[tuple[str, str]]:
+    if len(task.inputs) != len(task.outputs):
+        raise InvalidData(f"a task needs one output an input, got {len(task.inputs)} and {len(task.outputs)}")
+    return list(zip(task.inputs, task.outputs, strict=True))
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _readable(text: str) -> str:
+    """Cut to the limit in UTF-8 bytes, at a character; lone surrogates are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace")[:REJECTED_TEXT_BYTES].decode("utf-8", "ignore")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(_utf8(text), digest_size=16).hexdigest()
+
+
+def _uri(path: str, mode: str) -> str:
+    if path == ":memory:":
+        return "file::memory:"
+    file = Path(path).absolute()
+    # A finished run on a read-only medium: without a place for its lock files SQLite wants to hear that none is needed.
+    finished = mode == "ro" and not Path(f"{file}-wal").exists() and not os.access(file.parent, os.W_OK)
+    return f"{file.as_uri()}?mode={mode}" + ("&immutable=1" if finished else "")
+
+
+def _check_header(path: Path, *, may_be_new: bool) -> None:
+    """Refuse what is no archive before SQLite opens it, which might already change it.
+
+    See https://www.sqlite.org/fileformat.html, "The Database Header".
+    """
+    if not path.exists() and may_be_new:
+        return
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+    except FileNotFoundError:
+        raise InvalidData(f"{path}: expected an archive, found no file; check the path") from None
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
+    if not header and may_be_new:  # killed between creating the file and its first commit
+        return
+    version = int.from_bytes(header[60:64], "big")
+    if header[:16] != b"SQLite format 3\0" or int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        found = "an empty file" if not header else "a truncated or foreign file"
+        raise InvalidData(f"{path}: expected an archive of selfplay-gym, found {found}; name another path")
+    if version != SCHEMA_VERSION:
+        raise InvalidData(_version_message(str(path), version))
+
+
+def _version_message(path: str, version: object) -> str:
+    return f"{path}: expected archive schema {SCHEMA_VERSION}, found {version}; use the selfplay-gym that wrote it"
+
+
+def _explained(error: sqlite3.Error, path: str) -> SelfPlayError:
+    """Return our error for one of SQLite's, with what to do about it."""
+    # The low byte is the kind, the rest details. Errors of the Python module itself (a closed archive) have no code.
+    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return InvalidData(f"{path}: expected a whole archive, found a damaged one ({error}); restore it from a copy")
+    if code == sqlite3.SQLITE_CONSTRAINT:
+        return InvalidData(f"{path}: refers to a task that the archive does not hold, or breaks its rules ({error})")
+    advice = {
+        sqlite3.SQLITE_BUSY: "another process is writing it; end that or wait",
+        sqlite3.SQLITE_LOCKED: "another process is writing it; end that or wait",
+        sqlite3.SQLITE_FULL: "make space on the disk and resume",
+        sqlite3.SQLITE_IOERR: "check the disk and its free space, and resume",
+        sqlite3.SQLITE_READONLY: "it was opened for reading, or may not be written",
+        sqlite3.SQLITE_CANTOPEN: "check that its folder exists and may be written",
+    }.get(code, "")
+    return ArchiveError(f"{path}: {error}" + (f"; {advice}" if advice else ""))
