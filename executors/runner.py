@@ -1,0 +1,270 @@
+"""What happens inside the one process that runs untrusted code: evaluate, encode, frame.
+
+The server loads this file (and `selfplay_gym.literals`) with a private copy of the builtins, before any program ran. A
+program that replaces ``len`` or ``repr`` therefore changes nothing here. Argument lists are parsed before the program's
+first statement for the same reason. A frame says how one run ended; who reads it believes its shape only.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import _signal
+import ast
+import builtins
+import io
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import CodeType, TracebackType
+from typing import NamedTuple
+
+from selfplay_gym.literals import NotALiteral, encode, parse_arguments
+
+FRAME = struct.Struct("<IBII")  # length of the payload, status, line, microseconds of processor time
+OK, ERROR, TIMEOUT, MEMORY, OUTPUT_LIMIT, UNSERIALISABLE = range(6)
+CRASHED, FORBIDDEN, NO_VERDICT = range(6, 9)  # these only the server can say
+MESSAGE_CHARACTERS = 200
+STDOUT_CHARACTERS = 2**20
+PROGRAM_NAME = "<program>"
+
+_RECURSION_LIMIT = 1000
+_ITIMER_PROF, _SIGPROF, _SIG_SETMASK = _signal.ITIMER_PROF, _signal.SIGPROF, _signal.SIG_SETMASK
+_setitimer, _set_handler, _set_mask = _signal.setitimer, _signal.signal, _signal.pthread_sigmask
+_write = os.write
+_process_time = time.process_time
+_exc_info, _set_recursion_limit = sys.exc_info, sys.setrecursionlimit
+_set_trace, _set_profile = sys.settrace, sys.setprofile
+_pack = FRAME.pack
+_name_of_type: Callable[[type], str] = type.__dict__["__name__"].__get__
+_parse_tree, _Call, _Name = ast.parse, ast.Call, ast.Name
+
+Arguments = tuple[list[object], dict[str, object]]
+Outcome = tuple[int, int, bytes]  # status, line, payload
+
+
+class Job(NamedTuple):
+    """A program and the order in which its inputs are run, as the trusted side sends it."""
+
+    program: bytes
+    is_text: bool
+    entry: str
+    inputs: tuple[str, ...]
+    runs: tuple[int, ...]
+    literal_inputs: bool
+    stop: bool
+    cpu_seconds: float
+    wall_seconds: float
+    memory_bytes: int
+    output_bytes: int
+
+
+class _Expired(BaseException):
+    """The run used up its processor time."""
+
+
+class _Flooded(BaseException):
+    """The program printed more than it may."""
+
+
+class Null(io.TextIOBase):
+    """A standard stream that leads nowhere and counts what it swallows."""
+
+    encoding = "utf-8"
+    errors = "strict"
+    mode = "w"
+
+    def __init__(self) -> None:
+        self.left = STDOUT_CHARACTERS
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if type(text) is not str:
+            raise TypeError(f"write() argument must be str, not {_name_of_type(type(text))}")
+        self.left -= len(text)
+        if self.left < 0:
+            raise _Flooded
+        return len(text)
+
+
+_armed = False
+_fired = False
+
+
+def _on_timer(number: int, frame: object) -> None:
+    global _fired
+    if _armed:
+        _fired = True
+        raise _Expired
+
+
+def write_frames(job: Job, start: int, pipe: int) -> None:
+    """Write the frames of `frames` to ``pipe``, each as soon as its run ended."""
+    for frame in frames(job, start):
+        view = memoryview(frame)
+        while view:
+            view = view[_write(pipe, view) :]
+
+
+def frames(job: Job, start: int) -> Iterator[bytes]:
+    """Yield one frame a run, from the run at ``start`` on."""
+    prepare = _parse if job.literal_inputs else _evaluator
+    # Before any untrusted code: a program cannot touch how its later inputs are read.
+    arguments = [prepare(job.inputs[index]) for index in job.runs[start:]]
+    program = _Program(job)
+    for supply in arguments:
+        status, line, payload, seconds = _timed(program, supply)
+        yield _pack(len(payload), status, line, min(int(seconds * 1e6), 0xFFFFFFFF)) + payload
+        if job.stop and status != OK:
+            return
+
+
+def _timed(program: _Program, supply: Callable[[], Arguments]) -> tuple[int, int, bytes, float]:
+    global _armed, _fired
+    _reset()
+    budget = program.job.cpu_seconds
+    begin = _process_time()
+    _fired, _armed = False, True
+    outcome: Outcome = (TIMEOUT, 0, b"cpu\0")
+    try:
+        try:
+            # It fires again and again: a program may catch the exception and go on.
+            _setitimer(_ITIMER_PROF, budget, max(budget / 10, 0.01))
+            outcome = program.run(supply)
+        finally:
+            _armed = False
+    except _Expired:
+        pass
+    _armed = False
+    _setitimer(_ITIMER_PROF, 0.0)
+    seconds = _process_time() - begin
+    if _fired or seconds > budget:  # also where the program swallowed the exception or stopped the timer
+        outcome = (TIMEOUT, 0, b"cpu\0")
+    return (*outcome, seconds)
+
+
+def _reset() -> None:
+    """Put back what an earlier run of the same program may have changed of this interpreter."""
+    sys.stdout = sys.__stdout__ = Null()
+    sys.stderr = sys.__stderr__ = sys.stdout
+    sys.stdin = sys.__stdin__ = io.StringIO()
+    _set_recursion_limit(_RECURSION_LIMIT)
+    _set_trace(None)
+    _set_profile(None)
+    _set_handler(_SIGPROF, _on_timer)
+    _set_mask(_SIG_SETMASK, ())
+
+
+class _Program:
+    """Compiles once, inside the budget of the run that comes first."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._code: CodeType | None = None
+        self._refused: Outcome | None = None
+
+    def run(self, supply: Callable[[], Arguments]) -> Outcome:
+        if self._refused is None and self._code is None:
+            self._compile()
+        if self._code is None:
+            return self._refused or (TIMEOUT, 0, b"cpu\0")
+        try:
+            positional, keywords = supply()
+            namespace: dict[str, object] = {"__name__": "program", "__builtins__": builtins}
+            exec(self._code, namespace)
+            function = namespace.get(self.job.entry)
+            if function is None:
+                return ERROR, 0, _words("NameError", f"the program defines no {self.job.entry!r}")
+            value = function(*positional, **keywords)  # type: ignore[operator]
+        except BaseException:
+            return _failure()
+        _set_recursion_limit(_RECURSION_LIMIT)  # the program may have left none to write the value with
+        try:
+            return OK, 0, encode(value, self.job.output_bytes).encode()
+        except NotALiteral as refusal:
+            too_large = str(refusal) == "too large"
+            return (OUTPUT_LIMIT, 0, b"value\0") if too_large else (UNSERIALISABLE, 0, _words("", str(refusal)))
+        except MemoryError:
+            return MEMORY, 0, b"MemoryError\0"
+
+    def _compile(self) -> None:
+        self._refused = (TIMEOUT, 0, b"cpu\0")  # stands if the budget ends in here
+        program = self.job.program
+        try:
+            source = program.decode("utf-8", "surrogatepass") if self.job.is_text else program
+            self._code = compile(source, PROGRAM_NAME, "exec", 0, True)
+        except BaseException:
+            self._refused = _failure()
+
+
+def _parse(text: str) -> Callable[[], Arguments]:
+    try:
+        arguments = parse_arguments(text)
+    except NotALiteral as refusal:
+        message = str(refusal)
+        return lambda: _raise(NotALiteral(message))
+    return lambda: arguments
+
+
+def _evaluator(text: str) -> Callable[[], Arguments]:
+    """Return what evaluates an argument list; for inputs of data sets, which no model wrote."""
+    try:
+        tree = _parse_tree(f"f({text}\n)", mode="eval")
+        call = tree.body
+        if not (isinstance(call, _Call) and isinstance(call.func, _Name) and call.func.id == "f"):
+            raise NotALiteral("not one argument list")
+        code = compile(tree, "<input>", "eval", 0, True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        refusal = NotALiteral(f"not one argument list: {type(error).__name__}")
+        return lambda: _raise(refusal)
+    return lambda: eval(code, {"f": _collect, "__builtins__": builtins})  # type: ignore[no-any-return]
+
+
+def _collect(*positional: object, **keywords: object) -> Arguments:
+    return list(positional), keywords
+
+
+def _raise(error: NotALiteral) -> Arguments:
+    raise error
+
+
+def _failure() -> Outcome:
+    """Return the outcome for the exception being handled; may run the program's own ``__str__``, inside its budget."""
+    kind, error, trace = _exc_info()
+    assert kind is not None
+    if kind is _Flooded:
+        return OUTPUT_LIMIT, 0, b"stdout\0"
+    if issubclass(kind, MemoryError):  # a program's own `raise MemoryError` counts the same: one rule
+        return MEMORY, _line(trace), b"MemoryError\0"
+    line = _line(trace)
+    if kind is SyntaxError or kind is IndentationError or kind is TabError:
+        place = getattr(error, "lineno", None)
+        line = line or (place if type(place) is int else 0)
+    try:
+        message = str(error)
+    except _Expired:
+        raise
+    except BaseException:
+        message = ""
+    return ERROR, min(max(line, 0), 0xFFFFFFFF), _words(_name_of_type(kind), message)
+
+
+def _words(name: str, message: str) -> bytes:
+    if type(message) is not str:
+        message = ""
+    text = name[:80].replace("\0", " ") + "\0" + message[:MESSAGE_CHARACTERS]
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _line(trace: TracebackType | None) -> int:
+    """Return the innermost line of the program itself."""
+    line = 0
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == PROGRAM_NAME:
+            line = trace.tb_lineno or line
+        trace = trace.tb_next
+    return line

@@ -1,0 +1,128 @@
+"""Namespaces, capabilities and resource limits: what stands around a server before it runs anything.
+
+Every function acts on the calling process and raises `OSError` where the host refuses. Standard library only: the
+server, which sees no installed package, loads this file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import struct
+from pathlib import Path
+
+NOBODY = 65534
+SANDBOX_UID = 40001  # not 65534: other services of the host may run under that one, and RLIMIT_NPROC counts per user
+
+_NEW_NAMESPACES = (
+    0x10000000  # user
+    | 0x00020000  # mounts
+    | 0x20000000  # process ids
+    | 0x40000000  # network
+    | 0x08000000  # ipc
+    | 0x04000000  # host name
+    | 0x02000000  # control groups
+)
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 1, 2, 4, 8, 32
+_MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x4000, 0x40000, 2
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+_SIGKILL = 9
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def _prctl(option: int, value: int, what: str) -> None:
+    _check(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), what)
+
+
+def leave_root() -> bool:
+    """Become the sandbox user if this is root; return whether the process is unprivileged now.
+
+    Real root is exempt from the limit on processes, even inside a user namespace.
+    """
+    if os.getuid() != 0:
+        return True
+    try:
+        os.setgroups([])
+        os.setgid(SANDBOX_UID)
+        os.setuid(SANDBOX_UID)
+    except OSError:  # a container that maps few ids
+        return False
+    _prctl(_PR_SET_DUMPABLE, 1, "dumpable")  # else the id maps below belong to root and cannot be written
+    return True
+
+
+def enter_namespaces() -> None:
+    """Move into new namespaces of every kind; children are in the new process-id namespace, the first as its init."""
+    uid, gid = os.getuid(), os.getgid()
+    _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{NOBODY} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{NOBODY} {gid} 1")
+
+
+def empty_root() -> None:
+    """Replace the file system of this mount namespace by one empty read-only directory."""
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _mount(b"/", None, _MS_REC | _MS_PRIVATE, None)
+    _mount(b"/proc", b"tmpfs", flags, b"size=4k,nr_inodes=2,mode=555")
+    os.chdir("/proc")  # exists wherever the id maps could be written
+    _check(_libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", _MNT_DETACH), "umount")
+    os.chdir("/")
+    _mount(b"/", None, _MS_REMOUNT | _MS_RDONLY | flags, None)
+
+
+def _mount(target: bytes, kind: bytes | None, flags: int, options: bytes | None) -> None:
+    _check(_libc.mount(kind or b"none", target, kind, ctypes.c_ulong(flags), options), f"mount {target.decode()}")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for good."""
+    for capability in range(64):
+        # EPERM without CAP_SETPCAP, EINVAL past the last one; the empty sets below are what counts.
+        _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), *[ctypes.c_ulong(0)] * 3)
+    _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(4), *[ctypes.c_ulong(0)] * 3)
+    header, nothing = struct.pack("<Ii", 0x20080522, 0), bytes(24)
+    _check(_libc.capset(header, nothing), "capset")
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, "no_new_privs")
+    _prctl(_PR_SET_DUMPABLE, 0, "dumpable")
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, _SIGKILL, "parent-death signal")
+
+
+def limit_server(stack_bytes: int = 8 * 2**20, open_files: int = 16) -> None:
+    """Set the limits that every child inherits."""
+    for what, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_STACK, stack_bytes),
+    ):
+        hard = resource.getrlimit(what)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(what, (value, value))
+
+
+def limit_child(address_space: int, cpu_seconds: int) -> None:
+    """Set the limits of one child: memory, processor time as a backstop, no further processes."""
+    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+def address_space() -> int:
+    """Return the bytes of address space this process holds; needs ``/proc``."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
