@@ -91,10 +91,14 @@ _REWIND = (
     # Program ids follow first use, so those still in use are the first ones.
     "DELETE FROM programs WHERE id > coalesce((SELECT max(program) FROM tasks), 0)",
 )
-# How a transaction begins, commits and is undone. IMMEDIATE meets a second writer at once and not halfway through a step.
-_OUTER = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
-_READING = ("BEGIN", "COMMIT", ("ROLLBACK",))
-_INNER = ("SAVEPOINT inner_part", "RELEASE inner_part", ("ROLLBACK TO inner_part", "RELEASE inner_part"))
+# How a transaction begins, commits and is undone. IMMEDIATE meets a second writer at once, not halfway through a step.
+_OUTER: tuple[str, str, tuple[str, ...]] = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
+_READING: tuple[str, str, tuple[str, ...]] = ("BEGIN", "COMMIT", ("ROLLBACK",))
+_INNER: tuple[str, str, tuple[str, ...]] = (
+    "SAVEPOINT inner_part",
+    "RELEASE inner_part",
+    ("ROLLBACK TO inner_part", "RELEASE inner_part"),
+)
 # A text may hold a lone surrogate (JSON allows "\ud800"), which Python does not bind as text: see `_utf8`.
 _ADD_TASK = """INSERT INTO tasks (step, family, position, program, message, behaviour, key)
     VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?) RETURNING id"""
@@ -245,7 +249,7 @@ class Archive:
 
         Blocks nest: an inner block that fails undoes its own part only.
         """
-        if self._depth and not self._db.in_transaction:  # SQLite itself rolled back: a full disk, an I/O error
+        if self._depth and not self._in_transaction():  # SQLite itself rolled back: a full disk, an I/O error
             raise ArchiveError(f"{self._path}: this transaction was rolled back by an earlier error; start it again")
         if self._depth:
             begin, commit, undo = _INNER
@@ -257,7 +261,7 @@ class Archive:
             yield
             self._rows(commit)
         except BaseException:
-            for statement in undo if self._db.in_transaction else ():
+            for statement in undo if self._in_transaction() else ():
                 self._rows(statement)
             raise
         finally:
@@ -526,15 +530,21 @@ class Archive:
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
         """Make several queries see one state, though another process may commit in between."""
-        if self._db.in_transaction:
+        if self._in_transaction():
             yield
             return
         self._rows("BEGIN")
         try:
             yield
         finally:
-            if self._db.in_transaction:
+            if self._in_transaction():
                 self._rows("COMMIT")
+
+    def _in_transaction(self) -> bool:
+        try:
+            return self._db.in_transaction
+        except sqlite3.Error as error:
+            raise _explained(error, self._path) from error
 
     def _each(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Run one statement and yield its rows; every SQL error of this class is explained here."""
@@ -642,20 +652,30 @@ def _check_header(path: Path, *, may_be_new: bool) -> None:
     if not path.exists() and may_be_new:
         return
     try:
+        # A writer may have put pages into the log alone, so only a file without one has to be whole. Looked up first,
+        # because a writer that closes now removes the log last.
+        logged = (log := Path(f"{path}-wal")).exists() and log.stat().st_size > 0
         with path.open("rb") as file:
-            header = file.read(100)
+            header, size = file.read(100), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise InvalidData(f"{path}: expected an archive, found no file; check the path") from None
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
     if not header and may_be_new:  # killed between creating the file and its first commit
         return
-    version = int.from_bytes(header[60:64], "big")
-    if header[:16] != b"SQLite format 3\0" or int.from_bytes(header[68:72], "big") != APPLICATION_ID:
-        found = "an empty file" if not header else "a truncated or foreign file"
+    if header[:16] != b"SQLite format 3\0" or _number(header, 68, 72) != APPLICATION_ID:
+        found = "a truncated or foreign file" if header else "an empty file"
         raise InvalidData(f"{path}: expected an archive of selfplay-gym, found {found}; name another path")
-    if version != SCHEMA_VERSION:
+    if (version := _number(header, 60, 64)) != SCHEMA_VERSION:
         raise InvalidData(_version_message(str(path), version))
+    # 65536 bytes a page, the one size that does not fit its two bytes, is never ours
+    expected = _number(header, 16, 18) * _number(header, 28, 32)
+    if size < expected and not logged:
+        raise InvalidData(f"{path}: expected a whole archive of {expected} bytes, found {size}; restore it from a copy")
+
+
+def _number(header: bytes, start: int, stop: int) -> int:
+    return int.from_bytes(header[start:stop], "big")
 
 
 def _version_message(path: str, version: object) -> str:
