@@ -54,21 +54,21 @@ class GateConfig:
         input_characters: Longest argument list, each.
         message_characters: Longest message.
         limits: Of each run.
-        off: Optional checks that are switched off.
+        disabled: Optional checks that are switched off.
     """
 
     program_characters: int = 4096
     input_characters: int = 1024
     message_characters: int = 1024
     limits: Limits = field(default_factory=Limits)
-    off: frozenset[str] = frozenset()
+    disabled: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("program_characters", "input_characters", "message_characters"):
             if not 1 <= getattr(self, name) <= programs.MAX_SOURCE:
                 raise InvalidConfig(f"{name} must be between 1 and {programs.MAX_SOURCE}, got {getattr(self, name)}")
-        if refused := sorted(self.off - OPTIONAL):
-            raise InvalidConfig(f"these gate checks cannot be off: {', '.join(refused)}; only {sorted(OPTIONAL)} can")
+        if refused := sorted(self.disabled - OPTIONAL):
+            raise InvalidConfig(f"these gate checks cannot be disabled: {', '.join(refused)}; only {sorted(OPTIONAL)} can")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Gate:
         return [outcomes[number] for number in range(len(candidates))]
 
     def _on(self, check: str) -> bool:
-        return check not in self.config.off
+        return check not in self.config.disabled
 
     # -- what the text alone tells ---------------------------------------------------------------------------------
 

@@ -1,0 +1,228 @@
+"""The referee: all of the game's logic, in batches, without a model.
+
+The trainer, the Gymnasium environments and the tests are thin layers over it, so a reward means the same everywhere.
+
+    requests = referee.proposal_prompts(n, rng)           # families x references drawn from the archive
+    outcomes = referee.judge_proposals(requests, texts)   # frame -> blocks -> gate: Task | Rejected | NoVerdict
+    prompt   = referee.solve_prompt(task)
+    verdicts = referee.judge_answers(tasks, texts)        # frame -> family -> executor: Verdict
+    reward   = referee.proposal_reward(outcome, verdicts) # learnability; referee.solver_reward(verdict) for solvers
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from selfplay_gym import programs, rewards
+from selfplay_gym.archive import Archive, StoredTask
+from selfplay_gym.errors import InvalidConfig
+from selfplay_gym.frame import answer_of
+from selfplay_gym.gate import Candidate, Gate, Outcome
+from selfplay_gym.protocols import Executor, ProposingFamily, TaskFamily
+from selfplay_gym.registry import unknown
+from selfplay_gym.types import Execution, Job, NoVerdict, Rejected, Status, Task, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class RewardConfig:
+    """How the two roles are paid.
+
+    Attributes:
+        learnability: Shape of the proposer's reward over the solve rate (`rewards.LEARNABILITY`).
+        solver: Scheme of the solver's reward (`rewards.SOLVER`).
+        novelty: Weight of `rewards.count_bonus` over program shapes, added to a positive learnability; 0 is off.
+    """
+
+    learnability: str = "absolute-zero"
+    solver: str = "zero-one"
+    novelty: float = 0.0
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("learnability reward", self.learnability, rewards.LEARNABILITY),
+            ("solver reward", self.solver, rewards.SOLVER),
+        ):
+            if name not in known:
+                raise InvalidConfig(unknown(kind, name, known))
+        if self.novelty < 0:
+            raise InvalidConfig(f"novelty must not be negative, got {self.novelty}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalRequest:
+    """A prompt for a proposer, and the stored tasks that it shows."""
+
+    family: str
+    prompt: str
+    references: tuple[StoredTask, ...]
+
+
+class Referee:
+    """Draws prompts, judges what comes back, and pays for it.
+
+    Args:
+        families: Task families by name. Those that can propose are played, the rest only solved.
+        executor: The only judge of programs.
+        archive: Where tasks come from and go to. An empty one is seeded with the families' seed tasks.
+        gate: Admits proposals; by default a strict one over ``executor``.
+        pay: How the two roles are paid.
+    """
+
+    def __init__(
+        self,
+        families: Mapping[str, TaskFamily],
+        executor: Executor,
+        archive: Archive,
+        gate: Gate | None = None,
+        pay: RewardConfig | None = None,
+    ) -> None:
+        self.families, self.executor, self.archive = dict(families), executor, archive
+        self.gate, self.pay = gate or Gate(executor), pay or RewardConfig()
+        self.proposing = {n: f for n, f in self.families.items() if isinstance(f, ProposingFamily)}
+        self._seed()
+        self.shapes = Counter(programs.shape(stored.task.program) for stored in archive.tasks(evicted=True))
+
+    def _seed(self) -> None:
+        live = self.archive.counts()
+        with self.archive.transaction():
+            for name, family in self.proposing.items():
+                if not live.get(name):
+                    for task in family.seeds():
+                        self.archive.add_task(task, step=0)
+
+    # -- propose ---------------------------------------------------------------------------------------------------
+
+    def proposal_prompts(self, count: int, rng: random.Random) -> list[ProposalRequest]:
+        """Return ``count`` prompts for each proposing family, with uniformly drawn references."""
+        return [self.proposal_prompt(name, rng) for name in self.proposing for _ in range(count)]
+
+    def proposal_prompt(self, family: str, rng: random.Random) -> ProposalRequest:
+        """Return one prompt. A family that proposes *about* a program draws it from all families' tasks."""
+        maker = self.proposing[family]
+        sources = list(self.proposing) if maker.references == 1 else [family]
+        references = self.archive.sample(sources, maker.references, rng, "uniform")
+        prompt = maker.proposal_prompt([stored.task for stored in references], rng)
+        return ProposalRequest(family, prompt, tuple(references))
+
+    def judge_proposals(self, requests: Sequence[ProposalRequest], completions: Sequence[str]) -> list[Outcome]:
+        """Return a task, a rejection or no verdict for each completion, in order. Stores nothing."""
+        outcomes: dict[int, Outcome] = {}
+        candidates: dict[int, Candidate] = {}
+        for number, (request, completion) in enumerate(zip(requests, completions, strict=True)):
+            parsed = self._parse(request, completion)
+            if isinstance(parsed, Rejected):
+                outcomes[number] = parsed
+            else:
+                candidates[number] = parsed
+        outcomes.update(zip(candidates, self.gate.judge(list(candidates.values())), strict=True))
+        return [outcomes[number] for number in range(len(requests))]
+
+    def _parse(self, request: ProposalRequest, completion: str) -> Candidate | Rejected:
+        answer = answer_of(completion)
+        if answer is None:
+            return Rejected("format", "not <think>...</think><answer>...</answer>")
+        try:
+            tasks = [stored.task for stored in request.references]
+            proposal = self.proposing[request.family].parse_proposal(answer, tasks)
+        except ValueError as error:
+            return Rejected("parse", str(error))
+        return Candidate(request.family, proposal, self._is_known)
+
+    def _is_known(self, task: Task) -> bool:
+        if len(task.inputs) == 1:
+            return self.archive.has_behaviour(task.behaviour, task.family)
+        return self.archive.has_key(task.key)
+
+    # -- solve -----------------------------------------------------------------------------------------------------
+
+    def solve_prompt(self, task: Task) -> str:
+        """Return the solver's prompt of a task."""
+        return self.families[task.family].solve_prompt(task)
+
+    def judge_answers(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[Verdict]:
+        """Return a verdict for each (task, completion), in order, with one batch for the executor."""
+        return judge_answers([self.families[task.family] for task in tasks], tasks, completions, self.executor)
+
+    # -- pay -------------------------------------------------------------------------------------------------------
+
+    def proposal_reward(self, outcome: Outcome, verdicts: Sequence[Verdict]) -> float | None:
+        """Return the proposer's reward given the verdicts on its task's attempts; None without any verdict."""
+        if isinstance(outcome, Rejected):
+            return rewards.REJECTED
+        rate = rewards.solve_rate(list(verdicts))
+        if isinstance(outcome, NoVerdict) or rate is None:
+            return None
+        reward = rewards.LEARNABILITY[self.pay.learnability](rate)
+        if self.pay.novelty and reward > 0:
+            reward += self.pay.novelty * rewards.count_bonus(self.shapes[programs.shape(outcome.program)])
+        return reward
+
+    def solver_reward(self, verdict: Verdict) -> float | None:
+        """Return the solver's reward; None without a verdict."""
+        return rewards.SOLVER[self.pay.solver](verdict)
+
+    # -- remember --------------------------------------------------------------------------------------------------
+
+    def store(
+        self, step: int, requests: Sequence[ProposalRequest], outcomes: Sequence[Outcome], texts: Sequence[str]
+    ) -> list[int | None]:
+        """Store what became of proposals; return the new tasks' ids, None where there is no task."""
+        ids: list[int | None] = []
+        for request, outcome, text in zip(requests, outcomes, texts, strict=True):
+            ids.append(None)
+            if isinstance(outcome, Task):
+                self.shapes[programs.shape(outcome.program)] += 1
+                ids[-1] = self.archive.add_task(outcome, step, [stored.id for stored in request.references])
+            elif isinstance(outcome, Rejected):
+                self.archive.record_rejection(step, request.family, outcome.check, outcome.detail, text)
+        return ids
+
+
+def judge_answers(
+    families: Sequence[TaskFamily], tasks: Sequence[Task], completions: Sequence[str], executor: Executor
+) -> list[Verdict]:
+    """Return a verdict for each completion: frame, then the family, then one executor batch for all that need it."""
+    verdicts: dict[int, Verdict] = {}
+    jobs: dict[int, Job] = {}
+    for number, (family, task, completion) in enumerate(zip(families, tasks, completions, strict=True)):
+        checked = _check(family, task, completion)
+        if isinstance(checked, Verdict):
+            verdicts[number] = checked
+        else:
+            jobs[number] = checked
+    for number, executions in zip(jobs, run_merged(list(jobs.values()), executor), strict=True):
+        verdicts[number] = _judge(families[number], tasks[number], executions)
+    return [verdicts[number] for number in range(len(tasks))]
+
+
+def _check(family: TaskFamily, task: Task, completion: str) -> Verdict | Job:
+    answer = answer_of(completion)
+    if answer is None:
+        return Verdict(0.0, "format", well_formed=False)
+    return family.check(task, answer)
+
+
+def _judge(family: TaskFamily, task: Task, executions: Sequence[Execution]) -> Verdict:
+    for execution in executions:
+        if execution.status is Status.NO_VERDICT:
+            return Verdict(None, execution.message or "the executor gave no answer")
+    return family.judge(task, executions)
+
+
+def run_merged(jobs: Sequence[Job], executor: Executor) -> list[tuple[Execution, ...]]:
+    """Run jobs as ``executor.run`` does, each program once: attempts at one task share a process and equal inputs."""
+    merged: dict[Job, dict[str, int]] = {}
+    for job in jobs:
+        places = merged.setdefault(replace(job, inputs=()), {})
+        for text in job.inputs:
+            places.setdefault(text, len(places))
+    results = executor.run([replace(job, inputs=tuple(places)) for job, places in merged.items()])
+    by_job = dict(zip(merged, results, strict=True))
+    answers = []
+    for job in jobs:
+        key = replace(job, inputs=())
+        answers.append(tuple(by_job[key][merged[key][text]] for text in job.inputs))
+    return answers

@@ -1,0 +1,110 @@
+"""Several processes that play as one: rank 0 judges and remembers, all ranks generate and learn.
+
+Rank 0 plays the step as if it were alone and asks for completions through `SharedGenerator`; the other ranks follow,
+each generating its share, until rank 0 says that the step is over. No decision is ever made twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.training.generation import GenerationBackend, Request, Sample
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """Return the place that the launcher (ours, torchrun or accelerate) gave this process."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that judges, remembers and reports."""
+        return self.rank == 0
+
+    def broadcast(self, item: T) -> T:
+        """Return rank 0's ``item`` on every rank."""
+        if self.world == 1:
+            return item
+        box = [item]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this rank's part: every ``world``-th item, so that similar neighbours are spread."""
+        return items[self.rank :: self.world]
+
+    def unshard(self, part: list[T]) -> list[T]:
+        """Return all items in order on every rank, given each rank's part."""
+        if self.world == 1:
+            return part
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, part)
+        return [parts[i % self.world][i // self.world] for i in range(sum(map(len, parts)))]
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """Sent to followers when rank 0 is done; ``error`` says why when it failed."""
+
+    error: str = ""
+
+
+class SharedGenerator:
+    """Spreads generation over all ranks; as a back-end it is used on rank 0, inside `leading`."""
+
+    def __init__(self, backend: GenerationBackend, ranks: Ranks) -> None:
+        self.backend, self.ranks = backend, ranks
+
+    def generate(self, requests: Sequence[Request]) -> list[Sample]:
+        """Return the samples in order; every follower does its share."""
+        self.ranks.broadcast(requests)
+        return self._share(requests)
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """On rank 0: let the followers go when the block ends, and tell them if it failed."""
+        try:
+            yield
+        except BaseException as error:
+            self.ranks.broadcast(_Over(f"{type(error).__name__}: {error}"))
+            raise
+        self.ranks.broadcast(_Over())
+
+    def follow(self) -> None:
+        """On the other ranks: generate shares until rank 0 is done.
+
+        Raises:
+            SelfPlayError: Rank 0 failed.
+        """
+        while True:
+            received: Any = self.ranks.broadcast(None)
+            if not isinstance(received, _Over):
+                self._share(received)
+            elif received.error:
+                raise SelfPlayError(f"rank 0 failed: {received.error}")
+            else:
+                return
+
+    def _share(self, requests: Sequence[Request]) -> list[Sample]:
+        return self.ranks.unshard(self.backend.generate(self.ranks.shard(requests)))

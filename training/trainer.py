@@ -1,0 +1,188 @@
+"""The host: an unmodified `trl.GRPOTrainer` makes the update.
+
+One slot of the data set stands for a whole step. `rollout_func` ignores its prompt, plays the step and returns its
+rows; the "reward" is our own advantage. Advantages already have mean zero over the slot (a masked filler row takes up
+what is left), so TRL's centring is the identity, ``scale_rewards="none"`` keeps it so, and any estimator and any ragged
+group is hosted exactly, without a private name. Rows without a verdict and fillers have ``env_mask`` 0: they count
+neither in the loss nor in its token total.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from trl import GRPOConfig, GRPOTrainer
+
+from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.training.config import RunConfig
+from selfplay_gym.training.distributed import Ranks, SharedGenerator
+from selfplay_gym.training.generation import Policy
+from selfplay_gym.training.padding import skip_padding
+from selfplay_gym.training.rollouts import Row, SelfPlay
+from selfplay_gym.training.watch import StepWatch
+
+COMPLETE = "complete.json"
+"""Written last into a checkpoint: one without it was cut off while being written."""
+
+StepHook = Callable[[StepWatch, Sequence[Row]], None]
+
+
+class Rollout:
+    """TRL's ``rollout_func``: plays one step on all ranks and hands each its slice of the rows.
+
+    Args:
+        game: Plays the step; None on ranks other than 0.
+        generator: Shared by all ranks.
+        ranks: The processes of the run.
+        filler_id: Token of which filler rows are made.
+        on_step: Told what happened, on rank 0.
+    """
+
+    def __init__(
+        self, game: SelfPlay | None, generator: SharedGenerator, ranks: Ranks, filler_id: int, on_step: StepHook
+    ) -> None:
+        self.game, self.generator, self.ranks = game, generator, ranks
+        self.filler_id, self.on_step = filler_id, on_step
+
+    def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """Return this rank's ``len(prompts)`` rows; every rank must be asked for equally many."""
+        rows = self.ranks.broadcast(self._play(trainer.state.global_step + 1))
+        table = tabulate(rows, len(prompts) * self.ranks.world, self.filler_id)
+        return {name: list(self.ranks.shard(column)) for name, column in table.items()}
+
+    def _play(self, step: int) -> list[Row]:
+        if self.game is None:
+            self.generator.follow()
+            return []
+        watch = StepWatch(step)
+        with self.generator.leading():
+            rows = self.game.step(step, watch)
+            self.on_step(watch, rows)
+        return rows
+
+
+def tabulate(rows: Sequence[Row], slots: int, filler_id: int) -> dict[str, list[Any]]:
+    """Return the rows as TRL's columns, filled up to ``slots``; the advantages sum to zero.
+
+    Raises:
+        SelfPlayError: More rows than slots less one (the filler that takes up the remainder), or a row whose tokens
+            and log-probabilities differ in number. TRL itself would train on them without a word.
+    """
+    fillers = slots - len(rows)
+    if fillers < 1:
+        raise SelfPlayError(f"{len(rows)} rows do not fit {slots} slots with one to spare")
+    for row in rows:
+        if not row.sample.ids or len(row.sample.ids) != len(row.sample.logprobs):
+            raise SelfPlayError(f"a row has {len(row.sample.ids)} tokens and {len(row.sample.logprobs)} log-probs")
+    # Near neighbours in length share a rank's micro-batch; TRL shuffles within a rank later.
+    ordered = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.sample.ids))
+    remainder = -math.fsum(row.advantage for row in ordered)
+    counted = [0 if row.reward is None else 1 for row in ordered]
+    return {
+        "prompt_ids": [list(row.prompt_ids) for row in ordered] + [[filler_id]] * fillers,
+        "completion_ids": [list(row.sample.ids) for row in ordered] + [[filler_id]] * fillers,
+        "logprobs": [list(row.sample.logprobs) for row in ordered] + [[0.0]] * fillers,
+        "env_mask": [[c] * len(row.sample.ids) for c, row in zip(counted, ordered, strict=True)] + [[0]] * fillers,
+        "advantage": [row.advantage for row in ordered] + [remainder] + [0.0] * (fillers - 1),
+    }
+
+
+def advantage(prompts: list[Any], completions: list[Any], *, advantage: list[float], **kwargs: Any) -> list[float]:
+    """TRL's reward function: the advantage that the rollout brought along."""
+    return advantage
+
+
+class CheckpointMark(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Marks a checkpoint as complete once every rank has written its part, and removes old ones."""
+
+    def __init__(self, ranks: Ranks, keep: int) -> None:
+        self.ranks, self.keep = ranks, keep
+
+    def on_save(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the mark, atomically, then drop all but the newest checkpoints."""
+        self.ranks.wait()
+        if not self.ranks.is_main:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step}))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, whenever the process dies."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def slots(config: RunConfig, world: int) -> tuple[int, int, int]:
+    """Return (slots, rows a forward pass and process, passes a step) that hold a step's rows and one filler.
+
+    >>> slots(RunConfig.model_validate({"play": {"proposals": 1, "tasks": 2, "attempts": 4}}), 2)
+    (12, 6, 1)
+    """
+    needed = -(-(config.rows + 1) // world)
+    passes = -(-needed // config.update.micro_batch)
+    micro_batch = -(-needed // passes)
+    return micro_batch * passes * world, micro_batch, passes
+
+
+def build_trainer(
+    config: RunConfig, policy: Policy, rollout: Rollout, folder: Path, callbacks: Iterable[TrainerCallback]
+) -> GRPOTrainer:
+    """Return the trainer, ready to run; checkpoints go to ``folder``."""
+    total, micro_batch, passes = slots(config, rollout.ranks.world)
+    on_cpu = policy.model.device.type == "cpu"
+    update = config.update
+    args = GRPOConfig(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=passes,
+        num_generations=total,
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        scale_rewards="none",
+        loss_type=update.loss_type,
+        beta=update.beta,
+        entropy_coef=update.entropy_coef,
+        temperature=config.play.temperature,
+        max_completion_length=max(config.play.max_new_tokens.propose, config.play.max_new_tokens.solve),
+        learning_rate=update.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=update.warmup_steps,
+        max_grad_norm=update.max_grad_norm,
+        weight_decay=0.0,
+        seed=config.seed,
+        save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints,
+        logging_steps=1,
+        report_to=list(config.report_to) or "none",
+        use_cpu=on_cpu,
+        bf16=update.bf16,
+        gradient_checkpointing=not on_cpu,
+        disable_tqdm=True,
+        log_level="error",
+        ddp_find_unused_parameters=False,
+    )
+    trainer = GRPOTrainer(
+        model=policy.model,
+        reward_funcs=advantage,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": ["one step of self-play"]}),
+        processing_class=policy.tokenizer,
+        rollout_func=rollout,
+        callbacks=list(callbacks),
+    )
+    if update.skip_padding:
+        skip_padding(trainer.accelerator.unwrap_model(trainer.model))
+    return trainer

@@ -1,0 +1,71 @@
+"""What happened in a step, as numbers: metrics for files, trackers and the live table."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from selfplay_gym import rewards
+from selfplay_gym.gate import Outcome
+from selfplay_gym.types import NoVerdict, Rejected, Task, Verdict
+
+if TYPE_CHECKING:
+    from selfplay_gym.training.rollouts import Row
+
+
+class StepWatch:
+    """Collects the metrics of one step.
+
+    Names follow ``role/family/what``. ``seconds/...`` are clock times by phase; everything else is the same on every
+    run of the same seed.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.metrics: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase."""
+        started = time.perf_counter()
+        yield
+        self.metrics[f"seconds/{name}"] = time.perf_counter() - started
+
+    def saw(
+        self, rows: Sequence[Row], outcomes: Sequence[Outcome], verdicts: Sequence[Sequence[Verdict]], new: int
+    ) -> None:
+        """Take in the rows of a step, what became of its proposals, and the verdicts by task (new tasks first)."""
+        self._rewards(rows)
+        self._proposals(rows, outcomes)
+        rates = [rate for group in verdicts if (rate := rewards.solve_rate(list(group))) is not None]
+        self.metrics["tasks/new"] = new
+        self.metrics["tasks/replayed"] = len(verdicts) - new
+        self.metrics["tasks/never_solved"] = _share([rate == 0 for rate in rates[:new]])
+        self.metrics["tasks/always_solved"] = _share([rate == 1 for rate in rates[:new]])
+        self.metrics["no_verdict"] = sum(row.reward is None for row in rows)
+        self.metrics["tokens/sampled"] = sum(len(row.sample.ids) for row in rows)
+        self.metrics["unfinished"] = _share([not row.sample.finished for row in rows])
+
+    def _rewards(self, rows: Sequence[Row]) -> None:
+        for kind in sorted({(row.role, row.family) for row in rows}):
+            paid = [row.reward for row in rows if (row.role, row.family) == kind and row.reward is not None]
+            self.metrics["/".join((*kind, "reward"))] = sum(paid) / len(paid) if paid else 0.0
+
+    def _proposals(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
+        proposals = [row for row in rows if row.role == "propose"]
+        for family in sorted({row.family for row in proposals}):
+            own = [o for row, o in zip(proposals, outcomes, strict=True) if row.family == family]
+            judged = [outcome for outcome in own if not isinstance(outcome, NoVerdict)]
+            self.metrics[f"propose/{family}/admitted"] = _share([isinstance(outcome, Task) for outcome in judged])
+        rejected = Counter(outcome.check for outcome in outcomes if isinstance(outcome, Rejected))
+        self.metrics.update({f"rejected/{check}": count for check, count in sorted(rejected.items())})
+        admitted = [outcome for outcome in outcomes if isinstance(outcome, Task)]
+        lines = [len(task.program.strip().splitlines()) - 2 for task in admitted]
+        self.metrics["tasks/body_lines"] = sum(lines) / len(lines) if lines else 0.0
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0
