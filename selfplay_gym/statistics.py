@@ -39,6 +39,21 @@ class Interval:
     p_value: float
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over problems.
+
+    Attributes:
+        n: Problems.
+        value: Their mean.
+        interval: Its confidence interval, low and high end.
+    """
+
+    n: int
+    value: float
+    interval: tuple[float, float]
+
+
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the score interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927, 209-212).
 
@@ -102,6 +117,22 @@ def bootstrap_mean(
     (0.4, 0.6)
     """
     return _percentiles(_bootstrap_means(_values(values), seed, resamples), level)
+
+
+def mean_with_interval(values: ArrayLike, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Return the mean of one score in [0, 1] a problem, with the interval that suits it.
+
+    Wilson's where every score is 0 or 1, else the bootstrap; and Wilson's again, with the sum as count, where all
+    problems score the same, since a bootstrap then has no width.
+
+    >>> mean_with_interval([1.0, 0.0, 1.0, 1.0])
+    Estimate(n=4, value=0.75, interval=(0.3006418423120645, 0.9544127391902995))
+    """
+    array = _values(values)
+    counts = bool(np.isin(array, (0.0, 1.0)).all()) or np.ptp(array) == 0
+    total = min(float(array.sum()), float(len(array)))
+    interval = wilson(total, len(array), level) if counts else bootstrap_mean(array, seed, level)
+    return Estimate(len(array), float(array.mean()), interval)
 
 
 def paired_difference(
