@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
-from selfplay_gym.training import nano
+from selfplay_gym.training import decoding, nano
 from selfplay_gym.training.decoding import DecodeLoop, supports
 from selfplay_gym.training.generation import (
     GenerationBackend,
@@ -188,6 +188,14 @@ def test_long_rows_outgrow_the_cache_blocks_and_batches_shrink() -> None:
     samples = DecodeLoop(model, batch_size=50, stop={EOS}).generate(asked)
     assert max(len(sample.ids) for sample in samples) > 64
     for request, sample in zip(asked, samples, strict=True):
+        assert sample.logprobs == pytest.approx(forward_logprobs(model, request, sample), abs=1e-5)
+
+
+def test_long_prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PREFILL_WIDTH", 3)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 30)
+    model, asked = make_model(), [*requests(9), *requests(4)]
+    for request, sample in zip(asked, DecodeLoop(model).generate(asked), strict=True):
         assert sample.logprobs == pytest.approx(forward_logprobs(model, request, sample), abs=1e-5)
 
 

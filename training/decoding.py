@@ -29,6 +29,9 @@ MASKED = -1e9
 PREFILL_TOKENS = 1024
 """Prompt tokens read at a time: their activations fit the core's cache."""
 
+PREFILL_WIDTH = 256
+"""Of one prompt; scores take width x columns, so a long prompt is read in pieces."""
+
 COLUMNS = 64
 """The cache grows by this many tokens at a time."""
 
@@ -159,27 +162,36 @@ _ONEDNN = torch._C._has_mkldnn and all(
 # -- one batch --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class _Cache:
     """Keys, (rows, key heads, head size, columns), and values, (rows, key heads, columns, head size), of each layer."""
 
-    def __init__(self, weights: _Weights, rows: int, columns: int) -> None:
-        keys = (rows, weights.kv_heads, weights.head_size, columns)
-        values = (rows, weights.kv_heads, columns, weights.head_size)
-        device = weights.inv_freq.device
-        self.keys = [torch.empty(keys, device=device) for _ in weights.layers]
-        self.values = [torch.empty(values, device=device) for _ in weights.layers]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @classmethod
+    def empty(cls, weights: _Weights, rows: int, columns: int) -> _Cache:
+        heads, size, device = weights.kv_heads, weights.head_size, weights.inv_freq.device
+        return cls(
+            [torch.empty(rows, heads, size, columns, device=device) for _ in weights.layers],
+            [torch.empty(rows, heads, columns, size, device=device) for _ in weights.layers],
+        )
 
     @property
     def columns(self) -> int:
         return self.keys[0].shape[-1]
 
+    def part(self, rows: slice) -> _Cache:
+        """Return a view of these rows."""
+        return _Cache([keys[rows] for keys in self.keys], [values[rows] for values in self.values])
+
     def resized(self, weights: _Weights, rows: Tensor, filled: int, columns: int) -> _Cache:
         """Return a cache of these rows, perhaps repeated, with room for ``columns``, the first ``filled`` copied."""
-        new = _Cache(weights, len(rows), columns)
-        for old_keys, keys in zip(self.keys, new.keys, strict=True):
-            keys[..., :filled] = old_keys[..., :filled][rows]
-        for old_values, values in zip(self.values, new.values, strict=True):
-            values[:, :, :filled] = old_values[:, :, :filled][rows]
+        new = _Cache.empty(weights, len(rows), columns)
+        for old, keys in zip(self.keys, new.keys, strict=True):
+            keys[..., :filled] = old[..., :filled][rows]
+        for old, values in zip(self.values, new.values, strict=True):
+            values[:, :, :filled] = old[:, :, :filled][rows]
         return new
 
 
@@ -197,7 +209,7 @@ def _forward(weights: _Weights, ids: Tensor, positions: Tensor, mask: Tensor, ca
     rows, tokens = ids.shape
     angles = positions[..., None].float() * weights.inv_freq
     rotation = torch.polar(torch.ones_like(angles), angles)[:, :, None]
-    x = weights.embedding[ids.view(-1)].float()
+    x = weights.embedding[ids.reshape(-1)].float()
     width = (x.shape[-1],)
     for layer, keys, values in zip(weights.layers, cache.keys, cache.values, strict=True):
         qkv = layer.qkv(rms_norm(x, width, eps=weights.eps)).view(rows, tokens, -1, weights.head_size)
@@ -275,7 +287,7 @@ class _Batch:
         width = -(-max(map(len, prompts)) // 8) * 8
         gaps = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        read = _Cache(self.weights, len(prompts), width)
+        read = _Cache.empty(self.weights, len(prompts), width)
         logits = _read_prompts(self.weights, ids, gaps, read)
         places = {prompt: place for place, prompt in enumerate(prompts)}
         rows = torch.tensor([places[request.prompt_ids] for request in self.requests], device=device)
@@ -310,18 +322,27 @@ class _Batch:
 
 
 def _read_prompts(weights: _Weights, ids: Tensor, gaps: Tensor, cache: _Cache) -> Tensor:
-    """Fill the cache with left-padded prompts, (prompts, width), a few at a time; return their last logits."""
+    """Fill the cache with left-padded prompts, (prompts, width), a piece at a time; return their last logits."""
     width = ids.shape[1]
-    causal = torch.full((width, width), MASKED, device=ids.device).triu(1)
-    positions = (torch.arange(width, device=ids.device) - gaps[:, None]).clamp_(min=0)
-    mask = _padding_mask(gaps, width)
+    columns = torch.arange(width, device=ids.device)
+    positions = (columns - gaps[:, None]).clamp_(min=0)
+    padding = _padding_mask(gaps, width)
     several = max(1, PREFILL_TOKENS // width)
     logits = []
-    for start in range(0, len(ids), several):
-        part = slice(start, start + several)
-        view = _Cache.__new__(_Cache)
-        view.keys, view.values = [k[part] for k in cache.keys], [v[part] for v in cache.values]
-        logits.append(_forward(weights, ids[part], positions[part], mask[part] + causal, view, 0))
+    for row in range(0, len(ids), several):
+        rows = slice(row, row + several)
+        for start in range(0, width, PREFILL_WIDTH):
+            stop = min(start + PREFILL_WIDTH, width)
+            ahead = (columns[:stop] > columns[start:stop, None]) * MASKED
+            last = _forward(
+                weights,
+                ids[rows, start:stop],
+                positions[rows, start:stop],
+                padding[rows, ..., :stop] + ahead,
+                cache.part(rows),
+                start,
+            )
+        logits.append(last)
     return torch.cat(logits)
 
 
