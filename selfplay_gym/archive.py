@@ -101,7 +101,7 @@ _INNER: tuple[str, str, tuple[str, ...]] = (
 )
 # A text may hold a lone surrogate (JSON allows "\ud800"), which Python does not bind as text: see `_utf8`.
 _ADD_TASK = """INSERT INTO tasks (step, family, position, program, message, behaviour, key)
-    VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?) RETURNING id"""
+    VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?)"""
 
 
 class ArchiveError(SelfPlayError):
@@ -293,7 +293,8 @@ class Archive:
         program = self._program_id(task.program)
         position = self._live(task.family)[task.family].stop
         values = (step, task.family, position, program, _utf8(task.message), task.behaviour, task.key)
-        return int(self._value(_ADD_TASK, *values))
+        self._rows(_ADD_TASK, *values)
+        return int(self._value("SELECT last_insert_rowid()"))
 
     def _program_id(self, program: str) -> int:
         name = _hash(program)
@@ -452,12 +453,10 @@ class Archive:
 
         Which tasks is settled at the first one; each is read when its turn comes. ``evicted`` yields those as well.
         """
-        rows = self._rows(
-            """SELECT id FROM tasks WHERE (?1 IS NULL OR family = ?1)
-            AND (?2 OR NOT EXISTS (SELECT 1 FROM evictions e WHERE e.task = tasks.id))
-            ORDER BY id DESC LIMIT ?3""",
-            *(family, evicted, -1 if newest is None else newest),
-        )
+        query = """SELECT id FROM tasks WHERE (:family IS NULL OR family = :family)
+            AND (:evicted OR NOT EXISTS (SELECT 1 FROM evictions e WHERE e.task = tasks.id))
+            ORDER BY id DESC LIMIT :newest"""
+        rows = self._run(query, {"family": family, "evicted": evicted, "newest": -1 if newest is None else newest})
         for (task_id,) in reversed(rows):
             yield self.task(task_id)
 
