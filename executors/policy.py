@@ -1,14 +1,225 @@
-"""placeholder."""
+"""The language of proposed programs: which Python may become a task.
+
+This is not a wall. Guards at the level of the language fail about once a year; the sandbox holds whatever a program
+does. The policy keeps tasks to what a reader can work out from the text: no clocks, randomness, files, object
+addresses or introspection.
+
+RestrictedPython decides first: its compiler pass walks the whole program and refuses what it does not know. The
+transformed program is never run; the original is. So decisions that RestrictedPython leaves to the guards of a host
+are made here, in the open:
+
+* allowed beyond it: annotated and augmented assignment to anything, ``nonlocal``, ``match``, variables with a leading
+  underscore, ``self._attribute``, the special methods of `METHODS`;
+* allowed as it has them: functions, classes, generators, comprehensions, f-strings, ``with``, ``print`` (whose text goes
+  nowhere, so it is no part of a task);
+* refused beyond it: modules outside `MODULES` and modules reached through those, builtins of `BUILTINS`, attribute names
+  of `ATTRIBUTES`, ``str.format`` with anything but plain fields of a literal;
+* refused as it has them: ``async``, ``except*``, metaclasses, star imports, double-underscore names.
+
+A program that does not parse is no matter of policy: the sandbox reports its `SyntaxError`.
+"""
+
 from __future__ import annotations
+
+import ast
+import string
+import symtable
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from RestrictedPython import RestrictingNodeTransformer
+
+MAX_SOURCE = 32_768
+
+MODULES = frozenset(
+    "__future__ abc bisect cmath collections collections.abc copy dataclasses decimal enum fractions functools heapq"
+    " itertools math numbers operator re statistics string typing".split()
+)
+
+BUILTINS = {
+    **dict.fromkeys("open input help breakpoint exit quit".split(), "talks to the outside"),
+    **dict.fromkeys("eval exec compile __import__".split(), "runs code that is not in the text"),
+    **dict.fromkeys("globals locals vars dir getattr setattr delattr hasattr".split(), "reaches names by their text"),
+    **dict.fromkeys("id hash".split(), "differs from process to process"),
+    **dict.fromkeys("copyright credits license".split(), "is no part of the language"),
+}
+
+ATTRIBUTES = {
+    **dict.fromkeys("attrgetter methodcaller".split(), "reaches names by their text"),
+    **dict.fromkeys("get_type_hints ForwardRef make_dataclass".split(), "runs code that is not in the text"),
+    **dict.fromkeys("Formatter Template format_map mro with_traceback".split(), "looks into objects"),
+    **dict.fromkeys("sys os builtins posix gc inspect ctypes importlib subprocess modules".split(), "leads out"),
+}
+
+METHODS = frozenset(
+    f"__{name}__"
+    for name in (
+        "init new repr str bool len iter next reversed contains getitem setitem delitem call eq ne lt le gt ge enter exit"
+        " add radd iadd sub rsub isub mul rmul imul matmul rmatmul truediv rtruediv itruediv floordiv rfloordiv ifloordiv"
+        " mod rmod imod pow rpow ipow and rand iand or ror ior xor rxor ixor lshift rlshift ilshift rshift rrshift"
+        " irshift neg pos abs invert int float complex index round trunc floor ceil divmod rdivmod missing post_init"
+        " hash copy deepcopy format bytes length_hint"
+    ).split()
+)
+_READABLE = METHODS | {"__name__", "__slots__", "__match_args__", "__future__"}
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """x."""
+    """Why a program is outside the language.
+
+    Attributes:
+        name: The rule: ``source``, ``import``, ``builtin``, ``name``, ``attribute``, ``format`` or ``language``.
+        message: What was refused, in a few words.
+        line: Where, if anywhere.
+    """
+
     name: str
     message: str
-    line: int | None
+    line: int | None = None
+
 
 def refusal(program: str) -> Refusal | None:
-    """x."""
-    return None
+    """Return the first reason to refuse ``program``, or None. Nothing of it is run, and no source makes this raise.
+
+    >>> refusal("def f(x): return x + 1")
+    >>> refusal("import os")
+    Refusal(name='import', message="module 'os' is not allowed", line=1)
+    """
+    if len(program) > MAX_SOURCE:
+        return Refusal("source", f"over {MAX_SOURCE} characters")
+    try:
+        with warnings.catch_warnings():  # an invalid escape such as '\d' warns; it is still a program
+            warnings.simplefilter("ignore")
+            tree = ast.parse(program)
+            names = symtable.symtable(program, "<program>", "exec")
+            # Before RestrictedPython, which changes the tree.
+            found = list(_builtins(names, tree))
+            _Language(found).visit(tree)
+    except (SyntaxError, ValueError):  # no program at all: a NUL, a lone surrogate
+        return None
+    except (RecursionError, MemoryError, OverflowError) as error:
+        return Refusal("source", f"too deep or too large to read: {type(error).__name__}")
+    return min(found, key=lambda refused: refused.line or 0, default=None)
+
+
+def _builtins(table: symtable.SymbolTable, tree: ast.Module) -> Iterator[Refusal]:
+    """Yield a refusal for every forbidden builtin that some scope reads; a parameter called ``input`` is not one."""
+    for symbol in table.get_symbols():
+        name = symbol.get_name()
+        if name not in BUILTINS:
+            continue
+        # In a module or class body, a name that is also assigned there may still mean the builtin.
+        scoped = table.get_type() == "function" and not symbol.is_global()
+        if not scoped and (symbol.is_referenced() or symbol.is_assigned()):
+            line = next((n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == name), None)
+            yield Refusal("builtin", f"{name!r} {BUILTINS[name]}", line)
+    for child in table.get_children():
+        yield from _builtins(child, tree)
+
+
+class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
+    """RestrictedPython's pass with the decisions of this module's first lines; collects refusals."""
+
+    def __init__(self, found: list[Refusal]) -> None:
+        super().__init__()
+        self._found = found
+        self._modules: dict[str, ModuleType] = {}
+
+    def error(self, node: Any, info: str) -> None:
+        self._refuse(node, "language", info)
+
+    def warn(self, node: Any, info: str) -> None:
+        """Say nothing: RestrictedPython warns of what it refuses anyway."""
+
+    def _refuse(self, node: Any, name: str, message: str) -> None:
+        self._found.append(Refusal(name, message, getattr(node, "lineno", None)))
+
+    def check_name(self, node: Any, name: str | None, allow_magic_methods: bool = False) -> None:
+        if name is not None and name.startswith("__") and name not in _READABLE:
+            self._refuse(node, "name", f"{name!r} starts with two underscores")
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:  # noqa: N802
+        for alias in node.names:
+            module = self._allowed_module(node, alias.name)
+            if module is not None:
+                self._modules[alias.asname or alias.name.partition(".")[0]] = module
+        return self._walk(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:  # noqa: N802
+        module = None if node.level else self._allowed_module(node, node.module or "")
+        if node.level:
+            self._refuse(node, "import", "relative imports have nothing to be relative to")
+        for alias in node.names:
+            self.check_name(node, alias.asname)
+            if alias.name == "*":
+                self._refuse(node, "import", "star imports are not allowed")
+            elif module is not None:
+                self._check_member(node, module, alias.name)
+        return self._walk(node)
+
+    def _allowed_module(self, node: ast.AST, name: str) -> ModuleType | None:
+        if name in MODULES:
+            return import_module(name)  # of the standard library, chosen above
+        self._refuse(node, "import", f"module {name!r} is not allowed")
+        return None
+
+    def _check_member(self, node: Any, module: ModuleType, name: str) -> None:
+        member = getattr(module, name, None)
+        if isinstance(member, ModuleType) and member.__name__ not in MODULES:
+            self._refuse(node, "import", f"module {name!r} is not allowed")
+        elif name.startswith("_") or name in ATTRIBUTES:
+            self._refuse(node, "import", f"{module.__name__}.{name} is not allowed")
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
+        name, owner = node.attr, node.value
+        of_self = isinstance(owner, ast.Name) and owner.id == "self"
+        private = name.startswith("_") and name not in _READABLE
+        if private and not (of_self and not name.startswith("__")):
+            self._refuse(node, "attribute", f"attribute {name!r} is private")
+        elif name in ATTRIBUTES and not of_self:
+            self._refuse(node, "attribute", f"attribute {name!r} {ATTRIBUTES[name]}")
+        elif name.startswith(("tb_", "f_", "gi_", "co_", "cr_", "ag_")) and not of_self:
+            self._refuse(node, "attribute", f"attribute {name!r} looks into frames")
+        elif name == "format" and not _is_plain_format(owner):
+            self._refuse(node, "format", "str.format needs a literal with plain fields; f-strings are allowed")
+        elif isinstance(owner, ast.Name) and owner.id in self._modules:
+            self._check_member(node, self._modules[owner.id], name)
+        return self._walk(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+        if isinstance(node.func, ast.Name) and node.func.id == "type" and len(node.args) + len(node.keywords) > 1:
+            self._refuse(node, "builtin", "'type' with several arguments makes classes that are not in the text")
+        return self._walk(node)
+
+    def _walk(self, node: ast.AST) -> ast.AST:
+        walked: ast.AST = self.node_contents_visit(node)
+        return walked
+
+    def _walk_pattern(self, node: Any) -> ast.AST:
+        self.check_name(node, getattr(node, "name", None))
+        return self._walk(node)
+
+    visit_AnnAssign = visit_AugAssign = visit_Nonlocal = visit_Subscript = _walk  # noqa: N815
+    visit_Match = visit_match_case = visit_MatchValue = visit_MatchSingleton = _walk  # noqa: N815
+    visit_MatchSequence = visit_MatchClass = visit_MatchOr = _walk  # noqa: N815
+    visit_MatchAs = visit_MatchStar = visit_MatchMapping = _walk_pattern  # noqa: N815
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802
+        self.check_name(node, node.id)
+        return self._walk(node)
+
+
+def _is_plain_format(owner: ast.expr) -> bool:
+    """Return whether this is a text literal whose fields are numbers or names, without attributes or items."""
+    if not (isinstance(owner, ast.Constant) and isinstance(owner.value, str)):
+        return False
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(owner.value) if field]
+    except ValueError:  # it fails when it runs, and that is an error like any other
+        return True
+    return all(field.isidentifier() or field.isdigit() for field in fields)

@@ -34,7 +34,7 @@ _RECURSION_LIMIT = 1000
 _ITIMER_PROF, _SIGPROF, _SIG_SETMASK = _signal.ITIMER_PROF, _signal.SIGPROF, _signal.SIG_SETMASK
 _setitimer, _set_handler, _set_mask = _signal.setitimer, _signal.signal, _signal.pthread_sigmask
 _write = os.write
-_process_time = time.process_time
+_thread_time = time.thread_time  # with a timer armed, the clock of the whole process moves at ticks only
 _exc_info, _set_recursion_limit = sys.exc_info, sys.setrecursionlimit
 _set_trace, _set_profile = sys.settrace, sys.setprofile
 _pack = FRAME.pack
@@ -127,7 +127,7 @@ def _timed(program: _Program, supply: Callable[[], Arguments]) -> tuple[int, int
     global _armed, _fired
     _reset()
     budget = program.job.cpu_seconds
-    begin = _process_time()
+    begin = _thread_time()
     _fired, _armed = False, True
     outcome: Outcome = (TIMEOUT, 0, b"cpu\0")
     try:
@@ -141,7 +141,7 @@ def _timed(program: _Program, supply: Callable[[], Arguments]) -> tuple[int, int
         pass
     _armed = False
     _setitimer(_ITIMER_PROF, 0.0)
-    seconds = _process_time() - begin
+    seconds = _thread_time() - begin
     if _fired or seconds > budget:  # also where the program swallowed the exception or stopped the timer
         outcome = (TIMEOUT, 0, b"cpu\0")
     return (*outcome, seconds)

@@ -52,9 +52,19 @@ PRELOADED = """
 """.split()
 
 # What the server itself needs and a program has no use for.
-HIDDEN = ("ctypes", "_ctypes", "ctypes._endian", "resource", "selfplay_gym", "subprocess", "socket", "_socket", "select")
+HIDDEN = (
+    "ctypes",
+    "_ctypes",
+    "ctypes._endian",
+    "resource",
+    "selfplay_gym",
+    "subprocess",
+    "socket",
+    "_socket",
+    "select",
+)
 
-WARM_UP = '''
+WARM_UP = """
 import re, collections, functools, itertools, dataclasses, typing, datetime, decimal, string
 @dataclasses.dataclass(order=True)
 class Point:
@@ -79,7 +89,7 @@ def f(text, items, table=None):
     datetime.datetime.strptime("2024-01-02", "%Y-%m-%d").strftime("%d %b")
     lines = "\\n".join("{}: {}".format(k, v) for k, v in counts.most_common())
     return {"lines": lines.encode().hex(), "rows": [(i, i ** 0.5, {i}) for i in items], "none": None, "back": items[::-1]}
-'''
+"""
 
 
 class WallMissing(Exception):
