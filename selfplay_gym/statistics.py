@@ -125,8 +125,9 @@ def mean_with_interval(values: ArrayLike, seed: int = 0, level: float = 0.95) ->
     Wilson's where every score is 0 or 1, else the bootstrap; and Wilson's again, with the sum as count, where all
     problems score the same, since a bootstrap then has no width.
 
-    >>> mean_with_interval([1.0, 0.0, 1.0, 1.0])
-    Estimate(n=4, value=0.75, interval=(0.3006418423120645, 0.9544127391902995))
+    >>> estimate = mean_with_interval([1.0, 0.0, 1.0, 1.0])
+    >>> estimate.n, estimate.value, [round(end, 2) for end in estimate.interval]
+    (4, 0.75, [0.3, 0.95])
     """
     array = _values(values)
     counts = bool(np.isin(array, (0.0, 1.0)).all()) or np.ptp(array) == 0

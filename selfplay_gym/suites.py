@@ -14,7 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -90,7 +90,7 @@ class Suite:
     families: Mapping[str, TaskFamily]
     problems: tuple[Problem, ...]
     data_sha256: str
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     metric: str = "accuracy"
     note: str = ""
 

@@ -1,0 +1,53 @@
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfplay_gym.comparison import as_dict, compare_files, table
+from selfplay_gym.errors import InvalidData
+
+
+def report(path: Path, scores: list[float | None], **changes: str) -> Path:
+    rows = [{"id": str(i), "score": score, "reason": ""} for i, score in enumerate(scores)]
+    result = {"suite": "s", "data_sha256": "d", "protocol": "p", "rows": rows, **changes}
+    path.write_text(json.dumps({"suites": [result]}))
+    return path
+
+
+def test_problems_are_paired_and_those_without_a_verdict_left_out(tmp_path: Path) -> None:
+    before = report(tmp_path / "a.json", [0.0, 1.0, None, 0.0])
+    after = report(tmp_path / "b.json", [1.0, 1.0, 1.0, None])
+    (result,) = compare_files(before, after)
+    assert (result.n, result.before, result.after, result.interval.difference) == (2, 0.5, 1.0, 0.5)
+    assert json.loads(json.dumps(as_dict([result])))["suites"][0]["interval"]["difference"] == 0.5
+
+
+def test_another_protocol_is_said(tmp_path: Path) -> None:
+    before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [1.0], protocol="q")
+    found = compare_files(before, after)
+    assert found[0].caveat == "other protocols (p, q)"
+    screen = StringIO()
+    Console(file=screen, width=80).print(table(found))
+    assert "+100.0" in screen.getvalue()
+    assert "other protocols" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"data_sha256": "e"}, "different data"), ({"suite": "t"}, "no suite in common")],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [1.0], **changes)
+    with pytest.raises(InvalidData, match=message):
+        compare_files(before, after)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"suites": 3}', '{"suites": [{"suite": "s"}]}', "{"])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InvalidData, match=r"a\.json was not written by eval --json"):
+        compare_files(tmp_path / "a.json", report(tmp_path / "b.json", [1.0]))
+    with pytest.raises(InvalidData, match="cannot read"):
+        compare_files(tmp_path / "absent", tmp_path / "a.json")

@@ -1,0 +1,328 @@
+import json
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from selfplay_gym import grading, literals, suites
+from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
+from selfplay_gym.grading import Report, RowScore, grade, pass_rates, read_completions, score_completions
+from selfplay_gym.holdout import Holdout, SolveRate, compare, summary
+from selfplay_gym.suites import Problem, Source, Suite
+from selfplay_gym.tasks.abduction import Abduction
+from selfplay_gym.tasks.deduction import Deduction
+from selfplay_gym.training.evaluate import Sampling, evaluate, style_of
+from selfplay_gym.training.generation import Policy
+from selfplay_gym.training.nano import build_model, build_tokenizer
+from selfplay_gym.types import Execution, Job, Status, Task, Tier
+
+FIXTURES = Path(__file__).parent / "fixtures" / "suites"
+
+
+class FakeExecutor:
+    """Runs the programs of this test here; a program that says BROKEN breaks our machinery."""
+
+    tier = Tier.FULL
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
+        self.batches.append(len(jobs))
+        return [tuple(self._run(job, text) for text in job.inputs) for job in jobs]
+
+    def _run(self, job: Job, text: str) -> Execution:
+        assert isinstance(job.program, str)
+        if "BROKEN" in job.program:
+            return Execution(Status.NO_VERDICT)
+        names: dict[str, Any] = {}
+        try:
+            exec(job.program, names)
+            positional, keywords = literals.parse_arguments(text)
+            return Execution(Status.OK, literals.encode(names[job.entry](*positional, **keywords)))
+        except Exception as error:
+            return Execution(Status.ERROR, error_type=type(error).__name__)
+
+    def close(self) -> None:
+        pass
+
+
+def suite(*programs: str, family: str = "abduction", name: str = "twice") -> Suite:
+    """Problems whose answer is 2, for programs that double."""
+    names = {"abduction": Abduction(), "deduction": Deduction()}
+    problems = tuple(Problem(f"p{i}", Task(family, program, ("2",), ("4",)), "2") for i, program in enumerate(programs))
+    return Suite(name, {family: names[family]}, problems, "0" * 64)
+
+
+DOUBLE = "def f(x):\n    return 2 * x"
+BROKEN = "def f(x):  # BROKEN\n    return 2 * x"
+
+
+# -- grading -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "2",
+        " 2\n",
+        "half of 4</think><answer>2</answer>",
+        "<think>half of 4</think> <answer>```input\n2\n```</answer>",
+        "half of 4</think> 2",
+        "half of 4</think><answer>2",
+        "<answer>3</answer> no: <answer>2</answer> done",
+        "So it is:\n```input\n2\n```\nas asked.",
+    ],
+)
+def test_the_answer_is_found_in_and_out_of_the_frame(completion: str) -> None:
+    assert grade(suite(DOUBLE), {"p0": [completion]}, FakeExecutor()).value == 1.0
+
+
+def test_completions_in_the_frame_are_counted() -> None:
+    texts = {"p0": ["</think><answer>2</answer>"], "p1": ["2"]}
+    assert grade(suite(DOUBLE, DOUBLE), texts, FakeExecutor()).framed == 0.5
+
+
+def test_no_verdict_is_not_a_zero() -> None:
+    texts = {"p0": ["2"], "p1": ["2"], "p2": ["3"]}
+    result = grade(suite(DOUBLE, BROKEN, DOUBLE), texts, FakeExecutor())
+    assert [row.score for row in result.rows] == [1.0, None, 0.0]
+    assert (result.n, result.value, result.no_verdict) == (2, 0.5, 1)
+    assert [row.reason for row in result.rows] == ["", "no verdict: the executor failed", "another value"]
+
+
+def test_without_any_verdict_there_is_no_value() -> None:
+    result = grade(suite(BROKEN), {"p0": ["2"]}, FakeExecutor())
+    assert (result.n, result.value, result.interval, result.no_verdict) == (0, None, None, 1)
+    Console(file=StringIO()).print(Report((result,), "m").table())
+
+
+def test_a_missing_completion_is_counted_and_wrong() -> None:
+    result = grade(suite(DOUBLE, DOUBLE), {"p0": ["2"]}, FakeExecutor())
+    assert (result.value, result.missing, result.rows[1].reason) == (0.5, 1, "no completion")
+
+
+def test_one_sample_has_a_wilson_interval_and_several_a_bootstrap() -> None:
+    single = grade(suite(DOUBLE, DOUBLE), {"p0": ["2"], "p1": ["3"]}, FakeExecutor())
+    several = grade(suite(DOUBLE, DOUBLE), {"p0": ["2", "2"], "p1": ["3", "2"]}, FakeExecutor())
+    assert (single.metric, several.metric) == ("accuracy", "avg@2")
+    assert single.interval == pytest.approx((0.0945, 0.9055), abs=1e-4)
+    assert several.value == 0.75
+    assert several.interval == (0.5, 1.0)
+    assert several.extra == {"pass@2": 1.0}
+
+
+def test_pass_rates_leave_samples_without_a_verdict_out() -> None:
+    rows = [RowScore("a", 0.5, "", (1.0, 0.0, None)), RowScore("b", 0.0, "", (0.0, 0.0, 0.0))]
+    assert pass_rates(rows) == {"pass@2": 0.5}
+    assert pass_rates([RowScore("c", None, "", (None,))]) == {}
+
+
+def test_jobs_run_in_chunks_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grading, "CHUNK", 2)
+    executor, seen = FakeExecutor(), []
+    texts = {f"p{i}": [str(i)] for i in range(5)}
+    result = grade(suite(*[DOUBLE] * 5), texts, executor, on_progress=lambda done, total: seen.append((done, total)))
+    assert executor.batches == [2, 2, 1]
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert [row.score for row in result.rows] == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"style": "azr"}, {"style": "chat"}, {"style": "azr", "decoding": {"temperature": 1.0}}]
+)
+def test_the_protocol_changes_with_the_settings_and_not_with_the_answers(settings: Mapping[str, object]) -> None:
+    plain = grade(suite(DOUBLE), {}, FakeExecutor())
+    one, other = (grade(suite(DOUBLE), {"p0": [text]}, FakeExecutor(), settings) for text in ("2", "3"))
+    assert one.protocol == other.protocol != plain.protocol
+    assert one.protocol != grade(suite(DOUBLE, DOUBLE), {}, FakeExecutor(), settings).protocol
+
+
+# -- stored completions ------------------------------------------------------------------------------------------------
+
+
+def stored(folder: Path, *lines: object) -> Path:
+    path = folder / "completions.jsonl"
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines), encoding="utf-8")
+    return path
+
+
+def test_both_line_formats_and_several_samples_are_read(tmp_path: Path) -> None:
+    path = stored(
+        tmp_path,
+        {"id": "twice/p0", "completion": "2"},
+        {"id": "p1", "completion": "3"},
+        "",
+        {"task_id": "p0", "solution": "1", "extra": 0},
+    )
+    assert read_completions(path, [suite(DOUBLE, DOUBLE)]) == {"twice": {"p0": ["2", "1"], "p1": ["3"]}}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: not JSON"),
+        ({"id": "p0"}, "line 2: expected the fields 'id' and 'completion'"),
+        ({"prompt": "p0"}, "line 2: expected the fields"),
+        ({"id": "p0", "completion": None}, "line 2: field 'completion' must be text, got NoneType"),
+        ({"id": 3, "completion": "2"}, "line 2: field 'id' must be text, got int"),
+        ({"id": "p00", "completion": "2"}, "line 2: the suites asked for have no problem 'p00'; did you mean 'p0'"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: object, message: str) -> None:
+    path = stored(tmp_path, {"id": "p0", "completion": "2"}, line)
+    with pytest.raises(InvalidData, match=message):
+        read_completions(path, [suite(DOUBLE)])
+
+
+def test_a_bare_id_must_fit_one_suite_only(tmp_path: Path) -> None:
+    both = [suite(DOUBLE, name="one"), suite(DOUBLE, name="two")]
+    with pytest.raises(InvalidData, match="'p0' could be one of several; write 'one/p0' or 'two/p0'"):
+        read_completions(stored(tmp_path, {"id": "p0", "completion": "2"}), both)
+    path = stored(tmp_path, {"id": "two/p0", "completion": "2"})
+    assert read_completions(path, both) == {"one": {}, "two": {"p0": ["2"]}}
+
+
+def test_a_file_without_a_completion_or_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match="holds no completion"):
+        read_completions(stored(tmp_path), [suite(DOUBLE)])
+    with pytest.raises(InvalidData, match=r"cannot read .*absent: No such file"):
+        read_completions(tmp_path / "absent", [suite(DOUBLE)])
+
+
+def test_a_completions_file_is_scored_and_reported(tmp_path: Path) -> None:
+    lines = [{"id": f"cruxeval-o/r{i}", "completion": text} for i, text in enumerate(["[3, 2, 1]", "'GAR'", "7"])]
+    path = stored(tmp_path, *lines, {"id": "cruxeval-i/r0", "completion": "[1, 2, 3]"})
+    report = score_completions(path, ["cruxeval"], FakeExecutor(), FIXTURES, limit=3)
+    assert [(r.suite, r.n, r.value, r.missing) for r in report.results] == [
+        ("cruxeval-i", 3, pytest.approx(1 / 3), 2),
+        ("cruxeval-o", 3, pytest.approx(2 / 3), 0),
+    ]
+    written = json.loads(json.dumps(report.as_dict()))
+    assert written["suites"][1]["rows"] == [
+        {"id": "r0", "score": 1.0, "reason": ""},
+        {"id": "r1", "score": 1.0, "reason": ""},
+        {"id": "r2", "score": 0.0, "reason": "another value"},
+    ]
+    assert {"suite", "n", "metric", "value", "interval", "no_verdict", "protocol", "data_sha256"} <= written["suites"][
+        0
+    ].keys()
+    assert written["versions"]["selfplay-gym"] != "absent"
+    screen = StringIO()
+    Console(file=screen, width=80).print(report.table())
+    assert "cruxeval-i" in screen.getvalue()
+    assert "no completion for 2, counted as wrong" in " ".join(screen.getvalue().split())
+
+
+# -- a model -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    return Policy(build_model(tokenizer, hidden=64, layers=1).eval(), tokenizer)
+
+
+def test_a_model_is_asked_graded_and_its_completions_score_the_same_again(policy: Policy, tmp_path: Path) -> None:
+    keep = tmp_path / "kept.jsonl"
+    sampling = Sampling(samples=2, temperature=1.0, max_new_tokens=8, seed=3)
+    report = evaluate(policy, ["nano"], FakeExecutor(), sampling=sampling, limit=4, keep=keep)
+    again = evaluate(policy, ["nano"], FakeExecutor(), sampling=sampling, limit=4)
+    assert [result.rows for result in again.results] == [result.rows for result in report.results]
+    rescored = score_completions(keep, ["nano"], FakeExecutor(), limit=4)
+    assert [result.rows for result in rescored.results] == [result.rows for result in report.results]
+    assert [result.suite for result in report.results] == ["nano-easy", "nano-harder"]
+    assert {row["completion"] for row in map(json.loads, keep.read_text().splitlines())} != {""}
+    facts = report.results[0].settings
+    assert facts["style"] == "compact"
+    assert facts["decoding"] == {"samples": 2, "temperature": 1.0, "max_new_tokens": 8}
+    assert report.seed == 3
+    assert "absent" not in report.versions.values()
+
+
+def test_progress_is_shown_on_the_console_it_is_given(policy: Policy) -> None:
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    sampling = Sampling(max_new_tokens=2)
+    evaluate(policy, ["nano-easy"], FakeExecutor(), sampling=sampling, limit=2, console=console)
+    assert "nano-easy: asking" in screen.getvalue()
+
+
+def test_a_misspelt_suite_or_style_shows_before_a_model_is_loaded() -> None:
+    with pytest.raises(UnknownId, match="no suite 'nanno'"):
+        evaluate("no/such/model", ["nanno"], FakeExecutor())
+    with pytest.raises(UnknownId, match="no prompt style"):
+        evaluate("no/such/model", ["nano"], FakeExecutor(), style="fancy")
+
+
+def test_the_style_follows_the_tokenizer(policy: Policy) -> None:
+    class Other:
+        chat_template: str | None = None
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 0}
+
+    other = Other()
+    assert (style_of(policy.tokenizer), style_of(other)) == ("compact", "azr")
+    other.chat_template = "{{ messages }}"
+    assert style_of(other) == "chat"
+
+
+def test_several_greedy_samples_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match="set a temperature above 0"):
+        Sampling(samples=2)
+    with pytest.raises(InvalidConfig, match="samples must be at least 1"):
+        Sampling(samples=0)
+
+
+# -- the hold-out of a trainer -----------------------------------------------------------------------------------------
+
+
+def test_the_hold_out_asks_equally_many_of_each_family_and_gives_solve_rates() -> None:
+    holdout = Holdout(FakeExecutor(), problems=2)
+    assert len(holdout.prompts()) == 2 * 2 * 3
+    assert next(iter(holdout.prompts().values())).startswith("deduction\n")
+    right = {p.id: p.answer for p in holdout.suites[0].problems}
+    texts = {key: [right.get(key.removeprefix("nano-easy/"), "?"), "?"] for key in holdout.prompts()}
+    rates = holdout.grade({key: value for key, value in texts.items() if key.startswith("nano-easy/")})
+    assert [rate.rate for rate in rates] == [0.5] * 6 + [0.0] * 6
+    assert [rate.family for rate in rates[:3]] == ["deduction", "abduction", "induction"]
+    assert holdout.run(lambda prompts: [["?"]] * len(prompts)) == [
+        SolveRate(rate.id, rate.level, rate.family, 0.0) for rate in rates
+    ]
+
+
+def rates(*values: float | None) -> list[SolveRate]:
+    return [SolveRate(f"easy/{i}", "easy", "deduction", value) for i, value in enumerate(values)]
+
+
+def test_before_and_after_compare_problem_by_problem() -> None:
+    difference = compare(rates(0.0, 0.5, None, 1.0), rates(0.5, 1.0, 1.0, None))
+    assert difference.keys() == {"easy", "easy/deduction"}
+    assert (difference["easy"].difference, difference["easy"].low) == (0.5, 0.5)
+    with pytest.raises(InvalidConfig, match="not about the same problems"):
+        compare(rates(0.0), rates(0.0, 1.0))
+
+
+def test_a_summary_leaves_problems_without_a_verdict_out() -> None:
+    found = summary(rates(1.0, None, 0.0))
+    assert (found["easy"].n, found["easy"].value) == (2, 0.5)
+    assert summary(rates(None)) == {}
+
+
+def test_grading_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, selfplay_gym.grading, selfplay_gym.holdout; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_suite_of_a_user_is_found_once_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(suites.SUITES._paths, "mine", "selfplay_gym.tasks.list_functions:load")
+    assert suites.load(["mine"], Source(FakeExecutor(), FIXTURES))[0].name == "list_functions"
