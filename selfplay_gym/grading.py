@@ -441,7 +441,7 @@ def _add_result(table: Table, result: SuiteResult) -> None:
     value = (str(result.n), _percent(result.value), _range(result.interval))
     table.add_row(result.suite, result.metric, *value, str(result.no_verdict), _percent(result.framed))
     for name, extra in result.extra.items():
-        table.add_row("", name, "", _percent(extra))
+        table.add_row(f"  {name}", "", "", _percent(extra))
     for name, part in result.parts.items():
         table.add_row(f"  {name}", "", str(part.n), _percent(part.value), _range(part.interval))
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -11,7 +13,6 @@ from rich.console import Console
 from selfplay_gym import grading, literals, suites
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
 from selfplay_gym.grading import Report, RowScore, grade, pass_rates, read_completions, score_completions
-from selfplay_gym.holdout import Holdout, SolveRate, compare, summary
 from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.tasks.abduction import Abduction
 from selfplay_gym.tasks.deduction import Deduction
@@ -280,46 +281,8 @@ def test_several_greedy_samples_are_refused() -> None:
         Sampling(samples=0)
 
 
-# -- the hold-out of a trainer -----------------------------------------------------------------------------------------
-
-
-def test_the_hold_out_asks_equally_many_of_each_family_and_gives_solve_rates() -> None:
-    holdout = Holdout(FakeExecutor(), problems=2)
-    assert len(holdout.prompts()) == 2 * 2 * 3
-    assert next(iter(holdout.prompts().values())).startswith("deduction\n")
-    right = {p.id: p.answer for p in holdout.suites[0].problems}
-    texts = {key: [right.get(key.removeprefix("nano-easy/"), "?"), "?"] for key in holdout.prompts()}
-    rates = holdout.grade({key: value for key, value in texts.items() if key.startswith("nano-easy/")})
-    assert [rate.rate for rate in rates] == [0.5] * 6 + [0.0] * 6
-    assert [rate.family for rate in rates[:3]] == ["deduction", "abduction", "induction"]
-    assert holdout.run(lambda prompts: [["?"]] * len(prompts)) == [
-        SolveRate(rate.id, rate.level, rate.family, 0.0) for rate in rates
-    ]
-
-
-def rates(*values: float | None) -> list[SolveRate]:
-    return [SolveRate(f"easy/{i}", "easy", "deduction", value) for i, value in enumerate(values)]
-
-
-def test_before_and_after_compare_problem_by_problem() -> None:
-    difference = compare(rates(0.0, 0.5, None, 1.0), rates(0.5, 1.0, 1.0, None))
-    assert difference.keys() == {"easy", "easy/deduction"}
-    assert (difference["easy"].difference, difference["easy"].low) == (0.5, 0.5)
-    with pytest.raises(InvalidConfig, match="not about the same problems"):
-        compare(rates(0.0), rates(0.0, 1.0))
-
-
-def test_a_summary_leaves_problems_without_a_verdict_out() -> None:
-    found = summary(rates(1.0, None, 0.0))
-    assert (found["easy"].n, found["easy"].value) == (2, 0.5)
-    assert summary(rates(None)) == {}
-
-
 def test_grading_needs_no_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, selfplay_gym.grading, selfplay_gym.holdout; sys.exit('torch' in sys.modules)"
+    code = "import sys, selfplay_gym.grading; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

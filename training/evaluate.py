@@ -131,7 +131,7 @@ def _evaluate_suite(
         grading.write_completions(keep, suite, texts)
     with _progress(console, f"{suite.name}: judging", None) as advance:
         result = grading.grade(suite, texts, executor, settings, advance, sampling.seed)
-    return replace(result, extra={**result.extra, "cut off": _cut_off(sampled)})
+    return replace(result, extra={**result.extra, "cut_off": _cut_off(sampled)})
 
 
 def _ask(
