@@ -8,12 +8,12 @@ RestrictedPython decides first: its compiler pass walks the whole program and re
 transformed program is never run; the original is. So decisions that RestrictedPython leaves to the guards of a host
 are made here, in the open:
 
-* allowed beyond it: annotated and augmented assignment to anything, ``nonlocal``, ``match``, variables with a leading
-  underscore, ``self._attribute``, the special methods of `METHODS`;
-* allowed as it has them: functions, classes, generators, comprehensions, f-strings, ``with``, ``print`` (whose text goes
-  nowhere, so it is no part of a task);
-* refused beyond it: modules outside `MODULES` and modules reached through those, builtins of `BUILTINS`, attribute names
-  of `ATTRIBUTES`, ``str.format`` with anything but plain fields of a literal;
+* allowed beyond it: annotated and augmented assignment to anything, ``nonlocal``, ``match``, variables with a
+  leading underscore, ``self._attribute``, the special methods of `METHODS`;
+* allowed as it has them: functions, classes, generators, comprehensions, f-strings, ``with``, ``print`` (whose text
+  goes nowhere, so it is no part of a task);
+* refused beyond it: modules outside `MODULES` and modules reached through those, builtins of `BUILTINS`, attribute
+  names of `ATTRIBUTES`, ``str.format`` with anything but plain fields of a literal;
 * refused as it has them: ``async``, ``except*``, metaclasses, star imports, double-underscore names.
 
 A program that does not parse is no matter of policy: the sandbox reports its `SyntaxError`.
@@ -35,36 +35,45 @@ from RestrictedPython import RestrictingNodeTransformer
 
 MAX_SOURCE = 32_768
 
-MODULES = frozenset(
-    "__future__ abc bisect cmath collections collections.abc copy dataclasses decimal enum fractions functools heapq"
-    " itertools math numbers operator re statistics string typing".split()
-)
+MODULES = frozenset({
+    "__future__", "abc", "bisect", "cmath", "collections", "collections.abc", "copy", "dataclasses", "decimal", "enum",
+    "fractions", "functools", "heapq", "itertools", "math", "numbers", "operator", "re", "statistics", "string",
+    "typing",
+})  # fmt: skip
+
+_OUTSIDE, _HIDDEN_CODE, _BY_TEXT = "talks to the outside", "runs code that is not in the text", "reaches names by text"
+_PROCESS, _SITE = "differs from process to process", "is no part of the language"
+_INSPECTS, _LEADS_OUT = "looks into objects", "leads out of the allowed modules"
 
 BUILTINS = {
-    **dict.fromkeys("open input help breakpoint exit quit".split(), "talks to the outside"),
-    **dict.fromkeys("eval exec compile __import__".split(), "runs code that is not in the text"),
-    **dict.fromkeys("globals locals vars dir getattr setattr delattr hasattr".split(), "reaches names by their text"),
-    **dict.fromkeys("id hash".split(), "differs from process to process"),
-    **dict.fromkeys("copyright credits license".split(), "is no part of the language"),
+    **dict.fromkeys(("open", "input", "help", "breakpoint", "exit", "quit"), _OUTSIDE),
+    **dict.fromkeys(("eval", "exec", "compile", "__import__"), _HIDDEN_CODE),
+    **dict.fromkeys(("globals", "locals", "vars", "dir", "getattr", "setattr", "delattr", "hasattr"), _BY_TEXT),
+    **dict.fromkeys(("id", "hash"), _PROCESS),
+    **dict.fromkeys(("copyright", "credits", "license"), _SITE),
 }
 
 ATTRIBUTES = {
-    **dict.fromkeys("attrgetter methodcaller".split(), "reaches names by their text"),
-    **dict.fromkeys("get_type_hints ForwardRef make_dataclass".split(), "runs code that is not in the text"),
-    **dict.fromkeys("Formatter Template format_map mro with_traceback".split(), "looks into objects"),
-    **dict.fromkeys("sys os builtins posix gc inspect ctypes importlib subprocess modules".split(), "leads out"),
+    **dict.fromkeys(("attrgetter", "methodcaller"), _BY_TEXT),
+    **dict.fromkeys(("get_type_hints", "ForwardRef", "make_dataclass"), _HIDDEN_CODE),
+    **dict.fromkeys(("Formatter", "Template", "format_map", "mro", "with_traceback"), _INSPECTS),
+    **dict.fromkeys(("sys", "os", "builtins", "posix", "gc", "inspect", "ctypes", "importlib", "modules"), _LEADS_OUT),
 }
 
+_OPERATORS = (
+    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift",
+)  # fmt: skip
 METHODS = frozenset(
     f"__{name}__"
     for name in (
-        "init new repr str bool len iter next reversed contains getitem setitem delitem call eq ne lt le gt ge enter exit"
-        " add radd iadd sub rsub isub mul rmul imul matmul rmatmul truediv rtruediv itruediv floordiv rfloordiv ifloordiv"
-        " mod rmod imod pow rpow ipow and rand iand or ror ior xor rxor ixor lshift rlshift ilshift rshift rrshift"
-        " irshift neg pos abs invert int float complex index round trunc floor ceil divmod rdivmod missing post_init"
-        " hash copy deepcopy format bytes length_hint"
-    ).split()
-)
+        *(prefix + name for prefix in ("", "r", "i") for name in _OPERATORS),
+        "init", "new", "post_init", "call", "enter", "exit", "copy", "deepcopy", "missing", "length_hint",
+        "repr", "str", "format", "bytes", "bool", "int", "float", "complex", "index", "hash",
+        "len", "iter", "next", "reversed", "contains", "getitem", "setitem", "delitem",
+        "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "round", "trunc", "floor", "ceil",
+        "divmod", "rdivmod",
+    )
+)  # fmt: skip
 _READABLE = METHODS | {"__name__", "__slots__", "__match_args__", "__future__"}
 
 

@@ -9,7 +9,7 @@ Standard library only.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` wraps every call in enums
 import ast
 import builtins
 import io
@@ -17,7 +17,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, TracebackType
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ _exc_info, _set_recursion_limit = sys.exc_info, sys.setrecursionlimit
 _set_trace, _set_profile = sys.settrace, sys.setprofile
 _pack = FRAME.pack
 _name_of_type: Callable[[type], str] = type.__dict__["__name__"].__get__
+_sys, _set, _StringIO = sys, setattr, io.StringIO
 _parse_tree, _Call, _Name = ast.parse, ast.Call, ast.Name
 
 Arguments = tuple[list[object], dict[str, object]]
@@ -80,9 +81,11 @@ class Null(io.TextIOBase):
         self.left = STDOUT_CHARACTERS
 
     def writable(self) -> bool:
+        """Return True: it takes everything."""
         return True
 
     def write(self, text: str) -> int:
+        """Count the text and drop it."""
         if type(text) is not str:
             raise TypeError(f"write() argument must be str, not {_name_of_type(type(text))}")
         self.left -= len(text)
@@ -102,30 +105,40 @@ def _on_timer(number: int, frame: object) -> None:
         raise _Expired
 
 
-def write_frames(job: Job, start: int, pipe: int) -> None:
+Supply = Callable[[], Arguments]
+
+
+def write_frames(job: Job, start: int, supplies: Sequence[Supply | None], pipe: int) -> None:
     """Write the frames of `frames` to ``pipe``, each as soon as its run ended."""
-    for frame in frames(job, start):
+    for frame in frames(job, start, supplies):
         view = memoryview(frame)
         while view:
             view = view[_write(pipe, view) :]
 
 
-def frames(job: Job, start: int) -> Iterator[bytes]:
-    """Yield one frame a run, from the run at ``start`` on."""
-    prepare = _parse if job.literal_inputs else _evaluator
+def frames(job: Job, start: int, supplies: Sequence[Supply | None]) -> Iterator[bytes]:
+    """Yield one frame a run, from the run at ``start`` on.
+
+    Args:
+        job: What to run.
+        start: Position in ``job.runs``.
+        supplies: One an input: what makes its arguments, or None if its text is still to be read.
+    """
+    read = _parsed_supply if job.literal_inputs else _evaluated_supply
     # Before any untrusted code: a program cannot touch how its later inputs are read.
-    arguments = [prepare(job.inputs[index]) for index in job.runs[start:]]
+    arguments = [supplies[index] or read(job.inputs[index]) for index in job.runs[start:]]
     program = _Program(job)
-    for supply in arguments:
+    for position, supply in enumerate(arguments):
+        if position:
+            reset()
         status, line, payload, seconds = _timed(program, supply)
         yield _pack(len(payload), status, line, min(int(seconds * 1e6), 0xFFFFFFFF)) + payload
         if job.stop and status != OK:
             return
 
 
-def _timed(program: _Program, supply: Callable[[], Arguments]) -> tuple[int, int, bytes, float]:
+def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
     global _armed, _fired
-    _reset()
     budget = program.job.cpu_seconds
     begin = _thread_time()
     _fired, _armed = False, True
@@ -147,11 +160,11 @@ def _timed(program: _Program, supply: Callable[[], Arguments]) -> tuple[int, int
     return (*outcome, seconds)
 
 
-def _reset() -> None:
+def reset() -> None:
     """Put back what an earlier run of the same program may have changed of this interpreter."""
-    sys.stdout = sys.__stdout__ = Null()
-    sys.stderr = sys.__stderr__ = sys.stdout
-    sys.stdin = sys.__stdin__ = io.StringIO()
+    for name, stream in (("stdout", Null()), ("stderr", Null()), ("stdin", _StringIO())):
+        _set(_sys, name, stream)
+        _set(_sys, f"__{name}__", stream)
     _set_recursion_limit(_RECURSION_LIMIT)
     _set_trace(None)
     _set_profile(None)
@@ -167,7 +180,7 @@ class _Program:
         self._code: CodeType | None = None
         self._refused: Outcome | None = None
 
-    def run(self, supply: Callable[[], Arguments]) -> Outcome:
+    def run(self, supply: Supply) -> Outcome:
         if self._refused is None and self._code is None:
             self._compile()
         if self._code is None:
@@ -201,7 +214,23 @@ class _Program:
             self._refused = _failure()
 
 
-def _parse(text: str) -> Callable[[], Arguments]:
+def literal_supply(text: str) -> Supply:
+    """Return what makes the arguments of a short literal text, by code compiled here and now.
+
+    The text is known to be literal before it is compiled, and evaluating it again gives fresh objects at little cost.
+    """
+    try:
+        parse_arguments(text)
+        code = compile(f"f({text}\n)", "<input>", "eval", 0, True)
+    except NotALiteral as refusal:
+        message = str(refusal)
+        return lambda: _raise(NotALiteral(message))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # literal, but beyond the compiler
+        return _parsed_supply(text)
+    return lambda: eval(code, _LITERAL_NAMES)  # noqa: S307
+
+
+def _parsed_supply(text: str) -> Supply:
     try:
         arguments = parse_arguments(text)
     except NotALiteral as refusal:
@@ -210,7 +239,7 @@ def _parse(text: str) -> Callable[[], Arguments]:
     return lambda: arguments
 
 
-def _evaluator(text: str) -> Callable[[], Arguments]:
+def _evaluated_supply(text: str) -> Supply:
     """Return what evaluates an argument list; for inputs of data sets, which no model wrote."""
     try:
         tree = _parse_tree(f"f({text}\n)", mode="eval")
@@ -221,11 +250,21 @@ def _evaluator(text: str) -> Callable[[], Arguments]:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         refusal = NotALiteral(f"not one argument list: {type(error).__name__}")
         return lambda: _raise(refusal)
-    return lambda: eval(code, {"f": _collect, "__builtins__": builtins})  # type: ignore[no-any-return]
+    return lambda: eval(code, {"f": _collect, "__builtins__": builtins})  # noqa: S307
 
 
 def _collect(*positional: object, **keywords: object) -> Arguments:
     return list(positional), keywords
+
+
+_LITERAL_NAMES = {
+    "f": _collect,
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "set": set,
+    "frozenset": frozenset,
+    "__builtins__": {},
+}
 
 
 def _raise(error: NotALiteral) -> Arguments:

@@ -11,8 +11,9 @@ payload. Standard library only.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` wraps every call in enums
 import builtins
+import collections
 import ctypes
 import gc
 import importlib.util
@@ -26,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +41,19 @@ CONTROL_FD = 3
 HARD_FACTOR = 1.5  # a program that swallows the in-child time-out gets this much of its budget
 PREPARE_SECONDS, PREPARE_SECONDS_PER_BYTE = 0.1, 4e-6  # reading the inputs comes before the first run's budget
 MEMORY_SLACK = 8 * 2**20
+SHORT_INPUT = 2048  # characters
 PAYLOAD_SLACK = 1024  # an error's name and message
 
 # What programs can import: there is no file system to load anything else from.
-PRELOADED = """
-    __future__ abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy copyreg
-    dataclasses datetime decimal enum fractions functools hashlib heapq io itertools json keyword locale math numbers
-    operator os pprint random re reprlib statistics string struct sys textwrap time
-    traceback types typing unicodedata warnings zlib _strptime _decimal _datetime
-    encodings.ascii encodings.latin_1 encodings.idna encodings.utf_16 encodings.utf_32 encodings.unicode_escape
-    encodings.raw_unicode_escape encodings.hex_codec encodings.rot_13 encodings.utf_8_sig
-""".split()
+PRELOADED = (
+    "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "collections",
+    "collections.abc", "contextlib", "copy", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
+    "functools", "hashlib", "heapq", "io", "itertools", "json", "keyword", "math", "numbers", "operator", "os",
+    "pprint", "random", "re", "reprlib", "statistics", "string", "struct", "sys", "textwrap", "time", "traceback",
+    "types", "typing", "unicodedata", "warnings", "zlib", "_strptime", "encodings.ascii", "encodings.latin_1",
+    "encodings.utf_16",
+    "encodings.utf_8_sig", "encodings.unicode_escape", "encodings.hex_codec", "encodings.rot_13",
+)  # fmt: skip
 
 # What the server itself needs and a program has no use for.
 HIDDEN = (
@@ -88,7 +92,7 @@ def f(text, items, table=None):
     print(sum(numbers(9)), Node(1, 2).total, Point(1) < Point(2), fibonacci(20), decimal.Decimal("1.5") * 2)
     datetime.datetime.strptime("2024-01-02", "%Y-%m-%d").strftime("%d %b")
     lines = "\\n".join("{}: {}".format(k, v) for k, v in counts.most_common())
-    return {"lines": lines.encode().hex(), "rows": [(i, i ** 0.5, {i}) for i in items], "none": None, "back": items[::-1]}
+    return {"lines": lines.encode().hex(), "rows": [(i, i ** 0.5, {i}) for i in items], "back": items[::-1]}
 """
 
 
@@ -97,8 +101,10 @@ class WallMissing(Exception):
 
 
 def main() -> None:
-    """Serve the socket on `CONTROL_FD` until it closes. Arguments: tier, trainer's process id,
-    literals file, ..., number of the inherited socket."""
+    """Serve the inherited socket until it closes.
+
+    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, number of the socket.
+    """
     tier, trainer, literals_file, control = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[-1])
     if control != CONTROL_FD:
         os.dup2(control, CONTROL_FD)
@@ -134,7 +140,7 @@ def _build(tier: str, trainer: int, literals_file: str) -> Server:
     os.close(alive)
     if trainer_handle is not None:
         os.close(trainer_handle)
-    base = walls.address_space() if os.path.exists("/proc/self/statm") else 2**30
+    base = walls.address_space()
     if tier == "full":
         walls.empty_root()
     walls.drop_capabilities()
@@ -143,6 +149,7 @@ def _build(tier: str, trainer: int, literals_file: str) -> Server:
     server = Server(child_side, base, _filter(tier), tier)
     _forget_modules()
     server.warm_up()
+    child_side.reset()  # the state in which every child begins its first run
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -157,7 +164,7 @@ def _load_child_side(literals_file: str) -> Any:
     private = dict(vars(builtins))
     for name, file in (
         ("selfplay_gym.literals", literals_file),
-        ("selfplay_gym.executors.runner", os.path.join(os.path.dirname(__file__), "runner.py")),
+        ("selfplay_gym.executors.runner", str(Path(__file__).with_name("runner.py"))),
     ):
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
@@ -171,6 +178,7 @@ def _load_child_side(literals_file: str) -> Any:
 
 
 def _preload() -> None:
+    os.register_at_fork = lambda **hooks: None  # `random` would seed itself anew in every child
     sys.modules["_hashlib"] = None  # type: ignore[assignment]  # OpenSSL costs megabytes; hashlib has its own code
     for name in ("_md5", "_sha1", "_sha256", "_sha512", "_sha2", "_sha3", "_blake2", *PRELOADED):
         try:
@@ -272,6 +280,7 @@ class Server:
         self._base_bytes = base_bytes
         self._filter = filter_
         self._tier = tier
+        self._supplies: list[Callable[[], Any] | None] = []
 
     def serve(self) -> None:
         """Answer messages until the trainer closes the socket."""
@@ -279,12 +288,13 @@ class Server:
             if message[:1] == b"U":
                 _send(b"U" + struct.pack("<d", _cpu_seconds()))
                 continue
-            job: Job = self._runner.Job(*marshal.loads(message[1:]))
+            job: Job = self._runner.Job(*marshal.loads(message[1:]))  # noqa: S302 - from the trusted side
             _send(b"A" + b"".join(self._run(job, len(message))))
 
     def _run(self, job: Job, size: int) -> list[bytes]:
         """Return one frame a run; fewer where the job stops at its first failure."""
         done: list[bytes] = []
+        self._supplies = [self._supply(job, text) for text in job.inputs]
         while len(done) < len(job.runs):
             frames, fault = self._run_child(job, len(done), size)
             done += frames
@@ -294,17 +304,29 @@ class Server:
                 break
         return done
 
+    def _supply(self, job: Job, text: str) -> Callable[[], Any] | None:
+        """Return what makes fresh arguments, if a short literal; anything else is read in the child.
+
+        Here, because the parser would make a child copy a hundred pages of memory.
+        """
+        if not job.literal_inputs or len(text) > SHORT_INPUT:
+            return None
+        supply: Callable[[], Any] = self._runner.literal_supply(text)
+        return supply
+
     def _run_child(self, job: Job, start: int, size: int) -> tuple[list[bytes], bytes | None]:
         """Run from ``start`` on in one child; return its frames and, if it ended early, the running one's fault."""
         read_end, write_end = os.pipe()
+        watch = _Watch(self._runner, job, start, read_end, size)
         child = self._fork(lambda: self._be_child(job, start, size), write_end)
-        watch = _Watch(self._runner, job, start, child, read_end, size)
+        over_budget = False
         try:
-            fault = watch.follow()
+            fault = watch.follow(child)
+            over_budget = not watch.complete and watch.cpu_left() <= 0
         finally:
             os.kill(child, _signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
-            extra = _drain(read_end)
+            extra = bool(os.read(read_end, 1)) if fault == "" else False
             os.close(read_end)
         if fault == "" and watch.complete and not extra:
             return watch.frames, None
@@ -314,17 +336,17 @@ class Server:
             forged = self._fault("crashed", "protocol")
             return [forged] * len(watch.frames), None
         if fault == "":
-            return watch.frames, self._fault_of_exit(status, watch)
+            return watch.frames, self._fault_of_exit(status, over_budget)
         return watch.frames, self._fault(*fault.split(":", 1))
 
-    def _fault_of_exit(self, status: int, watch: _Watch) -> bytes:
+    def _fault_of_exit(self, status: int, over_budget: bool) -> bytes:
         if os.WIFEXITED(status):
             return self._fault("crashed", "exit", f"the process ended with status {os.WEXITSTATUS(status)}")
         number = os.WTERMSIG(status)
         name = _SIGNALS.get(number, f"signal {number}")
         if name == "SIGSYS":
             return self._fault("forbidden", "syscall", "a system call that only an attack makes")
-        if name in ("SIGXCPU", "SIGPROF", "SIGVTALRM") or watch.over_budget:
+        if name in ("SIGXCPU", "SIGPROF", "SIGVTALRM") or over_budget:
             return self._fault("timeout", "cpu")
         # No wall lets a program send itself this signal: the host ran out of memory, or somebody stopped us.
         if name == "SIGKILL" and self._filter is not None:
@@ -355,7 +377,7 @@ class Server:
     def _be_child(self, job: Job, start: int, size: int) -> None:
         budget = HARD_FACTOR * job.cpu_seconds * (len(job.runs) - start)
         self._confine(job.memory_bytes + 2 * size, int(budget) + 2)
-        self._runner.write_frames(job, start, seccomp.RESULT_FD)
+        self._runner.write_frames(job, start, self._supplies, seccomp.RESULT_FD)
 
     def _confine(self, memory_bytes: int, cpu_seconds: int) -> None:
         if self._tier != "full":
@@ -366,16 +388,13 @@ class Server:
             self._filter.install()
 
     def warm_up(self) -> None:
-        """Run a program through every path once, so that children find the interpreter warm."""
+        """Run programs through every path once, so that children find the interpreter warm."""
         inputs = ("'The quick brown fox', [3, 1, 2]", "'a', [1.5, -2], {'k': {1, 2}}", "1 +")
+        limits = (5.0, 5.0, 2**28, 4096)
         for program in (WARM_UP, "def f(x): return 1 /", "def f(x, y): raise ValueError(x)"):
-            job = self._runner.Job(
-                program.encode(), True, "f", inputs, (0, 1, 2) * 3, True, False, 5.0, 5.0, 2**28, 4096
-            )
-            for _ in self._runner.frames(job, 0):
-                pass
-        _signal.setitimer(_signal.ITIMER_PROF, 0.0)
-        _signal.signal(_signal.SIGPROF, _signal.SIG_DFL)
+            job = self._runner.Job(program.encode(), True, "f", inputs, (0, 1, 2) * 3, True, False, *limits)
+            for supplies in ([None] * 3, [self._supply(job, text) for text in inputs]):
+                collections.deque(self._runner.frames(job, 0, supplies), maxlen=0)
 
     def check_walls(self, facts: dict[str, bool]) -> None:
         """See every wall of this tier hold, from inside; add what was seen to ``facts``.
@@ -394,7 +413,7 @@ class Server:
             facts["filter"] = facts["no_fork"]
         if self._tier == "full":
             facts["own_processes"] = os.getpid() == 1
-            facts["empty_root"] = os.listdir("/") == []
+            facts["empty_root"] = not list(Path("/").iterdir())
             facts["no_capabilities"] = _refused(lambda: os.chroot("/"))
         missing = [name for name, held in facts.items() if not held and name != "not_root"]
         if missing:
@@ -414,61 +433,62 @@ class Server:
 
 
 class _Watch:
-    """Follows one child: counts its frames, checks their shape, holds the clocks."""
+    """Follows one child: counts its frames, checks their shape, holds the clocks.
 
-    def __init__(self, child_side: Any, job: Job, start: int, child: int, pipe: int, size: int) -> None:
+    Sparing on purpose: after a fork every page this process writes to is copied, at some microseconds each.
+    """
+
+    def __init__(self, child_side: Any, job: Job, start: int, pipe: int, size: int) -> None:
         self._runner = child_side
         self._job = job
         self._expected = len(job.runs) - start
         self._pipe = pipe
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
-        self._clock = (~child << 3) | 2  # the child's processor time, as pthread_getcpuclockid makes it
+        self._grace = PREPARE_SECONDS + PREPARE_SECONDS_PER_BYTE * size
+        self._clock = 0
         self._cpu_mark = 0.0
         self._wall_mark = time.monotonic()
-        self._grace = PREPARE_SECONDS + PREPARE_SECONDS_PER_BYTE * size
-        self._buffer = bytearray()
+        self._buffer = b""
         self.frames: list[bytes] = []
-        self.over_budget = False
+        self.complete = False
 
-    @property
-    def complete(self) -> bool:
-        """Whether the child has said all that it was asked for."""
-        stopped = self._job.stop and self.frames and self.frames[-1][4] != self._runner.OK
-        return len(self.frames) == self._expected or bool(stopped)
-
-    def follow(self) -> str:
+    def follow(self, child: int) -> str:
         """Return when the child is done or ended (empty text), or with the fault for which it must be killed."""
+        self._clock = (~child << 3) | 2  # the child's processor time, as pthread_getcpuclockid makes it
+        patience = min(HARD_FACTOR * self._job.cpu_seconds, self._job.wall_seconds) + self._grace
         while not self.complete:
-            patience = min(self._cpu_left(), self._wall_left())
             if self._poll.poll(max(1.0, 1000 * patience)):
                 chunk = os.read(self._pipe, 65536)
                 if not chunk:
-                    self._cpu_left()
                     return ""
                 self._buffer += chunk
                 if not self._take_frames():
                     return "crashed:protocol"
-            elif self._cpu_left() <= 0:
+            elif self.cpu_left() <= 0:
                 return "timeout:cpu"
             elif self._wall_left() <= 0:
                 return "timeout:wall"
-        return "" if not self._buffer else "crashed:protocol"
+            patience = min(self.cpu_left(), self._wall_left())
+        return "crashed:protocol" if self._buffer else ""
 
     def _take_frames(self) -> bool:
         """Move whole frames out of the buffer; return whether all is well formed."""
-        header = self._runner.FRAME
-        while len(self._buffer) >= header.size and not self.complete:
-            length, status, _, _ = header.unpack_from(self._buffer)
+        header, at = self._runner.FRAME, 0
+        while len(self._buffer) - at >= header.size and not self.complete:
+            length, status, _, _ = header.unpack_from(self._buffer, at)
             if length > self._job.output_bytes + PAYLOAD_SLACK or status > self._runner.UNSERIALISABLE:
                 return False
-            end = header.size + length
+            end = at + header.size + length
             if len(self._buffer) < end:
                 break
-            frame = bytes(self._buffer[:end])
-            del self._buffer[:end]
-            self.frames.append(frame)
-            self._cpu_mark, self._wall_mark, self._grace = self._cpu(), time.monotonic(), 0.0
+            self.frames.append(self._buffer[at:end])
+            at = end
+            self.complete = len(self.frames) == self._expected or (self._job.stop and status != self._runner.OK)
+        if at:
+            self._buffer = self._buffer[at:]
+            if not self.complete:
+                self._cpu_mark, self._wall_mark, self._grace = self._cpu(), time.monotonic(), 0.0
         return True
 
     def _cpu(self) -> float:
@@ -477,10 +497,9 @@ class _Watch:
         except OSError:  # it has ended
             return self._cpu_mark
 
-    def _cpu_left(self) -> float:
-        left = HARD_FACTOR * self._job.cpu_seconds + self._grace - (self._cpu() - self._cpu_mark)
-        self.over_budget = left <= 0
-        return left
+    def cpu_left(self) -> float:
+        """Return the processor time before the running one is killed."""
+        return HARD_FACTOR * self._job.cpu_seconds + self._grace - (self._cpu() - self._cpu_mark)
 
     def _wall_left(self) -> float:
         return self._job.wall_seconds + self._grace - (time.monotonic() - self._wall_mark)
@@ -492,13 +511,6 @@ _SIGNALS = {
     if name.startswith("SIG") and not name.startswith("SIG_") and isinstance(value, int)
 }
 _exit = os._exit  # bound here: a program may replace the attribute
-
-
-def _drain(pipe: int) -> bool:
-    """Return whether anything is left in the pipe of a child that has ended."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    return bool(poll.poll(0)) and bool(os.read(pipe, 1))
 
 
 def _end_all_others() -> None:
