@@ -349,6 +349,7 @@ def test_chat_needs_a_template(checkpoint: Path) -> None:
 
 def test_what_is_no_model_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     (tmp_path / "file").touch()
     broken = tmp_path / "broken"
     broken.mkdir()

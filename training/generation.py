@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
@@ -430,18 +431,29 @@ def _check_source(source: str) -> None:
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
             found = sorted(entry.name for entry in path.iterdir())
             listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") or "nothing"
-            raise InvalidConfig(_cannot_load(source, f"the folder has no config.json, it holds {listed}"))
+            raise InvalidConfig(_cannot_load(source, f"a folder without config.json that holds {listed}"))
     elif path.exists():
-        raise InvalidConfig(_cannot_load(source, "this is a file"))
+        raise InvalidConfig(_cannot_load(source, "a file"))
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise InvalidConfig(_cannot_load(source, "there is no such folder"))
+        raise InvalidConfig(_cannot_load(source, "the path of no folder"))
+    else:
+        _check_hub(source)
+
+
+def _check_hub(source: str) -> None:
+    """Ask the hub once: a wrong name or a missing network is told at once, where downloads retry for a minute."""
+    try:
+        cached = (try_to_load_from_cache(source, name) for name in ("config.json", "adapter_config.json"))
+        if not any(isinstance(path, str) for path in cached):
+            HfApi().model_info(source, timeout=10)
+    except Exception as error:  # the hub's own errors and those of its HTTP library share no base
+        raise InvalidConfig(_cannot_load(source, f"{type(error).__name__}: {error}")) from error
 
 
 def _cannot_load(source: str, found: str) -> str:
     """Say on one line what was expected, what came and what to do."""
-    lines = found.split("\n")[0].strip()
     return (
         f"cannot load a model from {source!r}: expected a folder with config.json, weights and tokenizer (as "
-        f"save_pretrained writes), or the id of a causal language model on the hub, but {lines}; check the path, or "
-        "download the model first where there is no network"
+        "save_pretrained writes), or the id of a causal language model on the hub, but got "
+        f"{' '.join(found.split())[:300]}; check the path, or download the model first where there is no network"
     )
