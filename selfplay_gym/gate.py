@@ -68,16 +68,26 @@ class GateConfig:
             if not 1 <= getattr(self, name) <= programs.MAX_SOURCE:
                 raise InvalidConfig(f"{name} must be between 1 and {programs.MAX_SOURCE}, got {getattr(self, name)}")
         if refused := sorted(self.disabled - OPTIONAL):
-            raise InvalidConfig(f"these gate checks cannot be disabled: {', '.join(refused)}; only {sorted(OPTIONAL)} can")
+            raise InvalidConfig(
+                f"these gate checks cannot be disabled: {', '.join(refused)}; only {sorted(OPTIONAL)} can"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A parsed proposal of a family; ``known`` tells whether a behaviour is already stored for it."""
+    """A parsed proposal of a family.
+
+    Attributes:
+        family: Its name.
+        proposal: What the proposer wrote.
+        known: Tells whether a stored task already does the same.
+        lot: Proposals of one batch count as each other's repetition only within a lot.
+    """
 
     family: str
     proposal: Proposal
     known: Callable[[Task], bool] = lambda task: False
+    lot: int = 0
 
 
 Outcome = Task | Rejected | NoVerdict
@@ -113,7 +123,7 @@ class Gate:
             else:
                 outcomes[number] = outcome
         probed = self._probe(list(tasks.values()))
-        batch_keys: set[tuple[str, str]] = set()
+        batch_keys: set[tuple[int, str, str]] = set()
         for (number, _), outcome in zip(tasks.items(), probed, strict=True):
             outcomes[number] = self._check_new(outcome, candidates[number], batch_keys)
         return [outcomes[number] for number in range(len(candidates))]
@@ -187,11 +197,12 @@ class Gate:
 
     # -- what the archive tells ------------------------------------------------------------------------------------
 
-    def _check_new(self, outcome: Outcome, candidate: Candidate, batch: set[tuple[str, str]]) -> Outcome:
+    def _check_new(self, outcome: Outcome, candidate: Candidate, batch: set[tuple[int, str, str]]) -> Outcome:
         if not isinstance(outcome, Task):
             return outcome
         if self._on("new"):
-            key = (outcome.family, outcome.behaviour if len(outcome.inputs) == 1 else outcome.key)
+            what = outcome.behaviour if len(outcome.inputs) == 1 else outcome.key
+            key = (candidate.lot, outcome.family, what)
             if key in batch or candidate.known(outcome):
                 return Rejected("new", "does the same as a known program")
             batch.add(key)

@@ -107,8 +107,13 @@ class Referee:
         prompt = maker.proposal_prompt([stored.task for stored in references], rng)
         return ProposalRequest(family, prompt, tuple(references))
 
-    def judge_proposals(self, requests: Sequence[ProposalRequest], completions: Sequence[str]) -> list[Outcome]:
-        """Return a task, a rejection or no verdict for each completion, in order. Stores nothing."""
+    def judge_proposals(
+        self, requests: Sequence[ProposalRequest], completions: Sequence[str], *, apart: bool = False
+    ) -> list[Outcome]:
+        """Return a task, a rejection or no verdict for each completion, in order. Stores nothing.
+
+        Of several that do the same only the first is new, unless they are judged ``apart``, as if each came alone.
+        """
         outcomes: dict[int, Outcome] = {}
         candidates: dict[int, Candidate] = {}
         for number, (request, completion) in enumerate(zip(requests, completions, strict=True)):
@@ -116,7 +121,7 @@ class Referee:
             if isinstance(parsed, Rejected):
                 outcomes[number] = parsed
             else:
-                candidates[number] = parsed
+                candidates[number] = replace(parsed, lot=number) if apart else parsed
         outcomes.update(zip(candidates, self.gate.judge(list(candidates.values())), strict=True))
         return [outcomes[number] for number in range(len(requests))]
 
