@@ -2,17 +2,20 @@
 
 A name stands for an import path; nothing is imported until the part is made. Installed packages add theirs through the
 entry-point groups ``selfplay_gym.families``, ``selfplay_gym.executors`` and ``selfplay_gym.suites``. A plug-in that
-does not load is named and skipped, never fatal to the others.
+does not load is named and skipped, never fatal to the others: its trouble is one warning, given when names are listed
+or something is made, not when this package is imported.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, cast
+from importlib.util import find_spec
+from typing import Any
 
 from selfplay_gym.errors import UnknownId
 from selfplay_gym.protocols import TaskFamily
@@ -31,17 +34,37 @@ class Registry:
         self.kind, self.group = kind, group
         self._paths = dict(builtin)
         self._discovered = False
+        self._troubles: dict[str, str] = {}
+        self._reported: set[str] = set()
 
     def register(self, name: str, path: str) -> None:
         """Add a name, such as ``register("reversal", "my_package.reversal:Reversal")``."""
-        taken = self._paths.setdefault(name, path)
-        if taken != path:
-            warnings.warn(f"{self.kind} {name!r} is taken by {taken}; {path} is skipped", stacklevel=2)
+        if trouble := self._add(name, path):
+            warnings.warn(trouble, stacklevel=2)
+
+    def paths(self) -> dict[str, str]:
+        """Return every registered import path by name; looks plug-ins up, imports none and says nothing."""
+        self._discover()
+        return dict(self._paths)
 
     def names(self) -> list[str]:
         """Return every registered name, sorted."""
         self._discover()
+        self._report()
         return sorted(self._paths)
+
+    def working(self) -> list[str]:
+        """Return the names that load, sorted. Imports them all; each that fails is one warning."""
+        good = []
+        for name in self.names():
+            try:
+                self.load(name)
+            except UnknownId as error:
+                self._troubles[name] = str(error)
+            else:
+                good.append(name)
+        self._report()
+        return good
 
     def load(self, name: str) -> Any:
         """Return the object registered under ``name``.
@@ -51,19 +74,51 @@ class Registry:
         """
         self._discover()
         if name not in self._paths:
+            self._report()
             raise UnknownId(unknown(self.kind, name, self._paths))
+        self._report(but=name)  # the error below says more than a warning would
         module, _, attribute = self._paths[name].partition(":")
         try:
             return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UnknownId(f"{self.kind} {name!r} ({self._paths[name]}) does not load: {error}") from error
+        except Exception as error:  # whatever a plug-in raises on import
+            why = f"{type(error).__name__}: {error}"
+            raise UnknownId(f"{self.kind} {name!r} ({self._paths[name]}) does not load: {why}") from error
+
+    def _add(self, name: str, path: str) -> str:
+        """Register, or return why not."""
+        taken = self._paths.setdefault(name, path)
+        return "" if taken == path else f"{self.kind} {name!r} is taken by {taken}; {path} is skipped"
 
     def _discover(self) -> None:
         if self._discovered:
             return
         self._discovered = True
-        for entry in entry_points(group=self.group):
-            self.register(entry.name, entry.value)
+        try:
+            entries = list(entry_points(group=self.group))
+        except Exception as error:  # one package with damaged metadata spoils the look-up for all
+            self._troubles[self.group] = f"no plug-in of group {self.group} can be found: {error}"
+            return
+        for entry in entries:
+            if trouble := self._add(entry.name, entry.value):
+                self._troubles[f"{entry.name} = {entry.value}"] = trouble
+            elif not _may_load(entry.value):
+                self._troubles[entry.name] = f"{self.kind} {entry.name!r} does not load: there is no {entry.value}"
+
+    def _report(self, but: str = "") -> None:
+        """Warn of each trouble once."""
+        for key, trouble in self._troubles.items():
+            if key not in self._reported and key != but:
+                self._reported.add(key)
+                warnings.warn(trouble, stacklevel=3)
+
+
+def _may_load(path: str) -> bool:
+    """Whether an import path has both parts and its top-level package is installed; imports nothing."""
+    module, _, attribute = path.partition(":")
+    try:
+        return bool(attribute) and find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -93,10 +148,23 @@ executors = Registry(
 )
 
 
-def make_family(name: str, **settings: Any) -> TaskFamily:
+def make_family(name: str, style: str | None = None, **settings: Any) -> TaskFamily:
     """Build the task family registered under ``name``.
 
+    Args:
+        name: Of the family.
+        style: Prompt style; passed on to families that have styles, the others need not take it.
+        settings: Passed on as they are.
+
     Raises:
-        UnknownId: No such family, or it does not load.
+        UnknownId: No such family, or it does not load, or what loads is no task family of that name.
     """
-    return cast(TaskFamily, families.load(name)(**settings))
+    maker = families.load(name)
+    if style is not None and "style" in inspect.signature(maker).parameters:
+        settings["style"] = style
+    family = maker(**settings)
+    if not isinstance(family, TaskFamily):
+        raise UnknownId(f"{families.paths()[name]} is no task family; it needs name, solve_prompt, check and judge")
+    if family.name != name:
+        raise UnknownId(f"task family {name!r} calls itself {family.name!r}; give it one name")
+    return family
