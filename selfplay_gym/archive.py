@@ -45,6 +45,7 @@ _SCHEMA = (
     "CREATE UNIQUE INDEX tasks_position ON tasks (family, position)",
     "CREATE INDEX tasks_program ON tasks (program, family)",
     "CREATE INDEX tasks_behaviour ON tasks (behaviour, family)",
+    "CREATE INDEX tasks_key ON tasks (key)",
     "CREATE INDEX tasks_half_solved ON tasks (family, position) WHERE solved > 0 AND solved < attempts",
     """CREATE TABLE triplets (
         task INTEGER NOT NULL REFERENCES tasks, place INTEGER NOT NULL, input TEXT NOT NULL, output TEXT NOT NULL,
@@ -471,6 +472,10 @@ class Archive:
         """Return whether a task of ``family`` was ever seen to behave so; never for an unmeasured (empty) behaviour."""
         query = "SELECT 1 FROM tasks WHERE behaviour = ? AND family = ? LIMIT 1"
         return bool(behaviour) and bool(self._rows(query, behaviour, family))
+
+    def has_key(self, key: str) -> bool:
+        """Return whether exactly this task (`Task.key`) was ever added."""
+        return bool(self._rows("SELECT 1 FROM tasks WHERE key = ? LIMIT 1", key))
 
     def lineage(self, task_id: int) -> list[int]:
         """Return the ids of all ancestors, oldest first: the references of the proposal, theirs, and so on."""

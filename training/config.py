@@ -129,7 +129,7 @@ class RunConfig(_Section):
     capacity: int | None = Field(None, ge=1, description="live tasks a family; the oldest are evicted")
     processes: int | None = Field(None, ge=1, description="one a core on CPU unless said otherwise")
     save_steps: int = Field(10, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=2, description="one may be cut off while it is written")
     report_to: tuple[str, ...] = ()
 
     @property
@@ -146,9 +146,17 @@ def load(recipe: str, overrides: list[str]) -> RunConfig:
         UnknownId: No such recipe.
     """
     settings = _read(recipe)
-    for override in overrides:
-        _put(settings, override)
+    for text in overrides:
+        _put(settings, text)
     return parse(settings, recipe)
+
+
+def override(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """Return the settings with ``key.sub=value`` overrides put in."""
+    settings = config.model_dump(mode="json")
+    for text in overrides:
+        _put(settings, text)
+    return parse(settings, "--set")
 
 
 def parse(settings: dict[str, Any], source: str) -> RunConfig:
@@ -195,6 +203,7 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
 
 
 def _put(settings: dict[str, Any], override: str) -> None:
+    """Put one ``key.sub=value`` in, the value read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InvalidConfig(f"--set expects key=value, got {override!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from selfplay_gym.training.generation import Completion, Policy
 
 COMPACT_TOKENS, LONG_TOKENS = 160, 2048
 """Longest completion in the compact style, and in the others, unless told."""
+
+NANO_POLICY = Path(str(resources.files(__package__) / "nano_policy"))
+"""The nano policy that comes with the package."""
 
 NANO_TOKENS = frozenset({"deduction\n", "propose ", "def f(x):\n"})
 """Entries of the nano policy's vocabulary that no ordinary tokenizer has together."""
@@ -97,6 +101,12 @@ def evaluate(
     versions = grading.versions_of("selfplay-gym", "numpy", "torch", "transformers")
     name = policy.model.name_or_path if isinstance(model, Policy) else str(model)
     return Report(tuple(results), name, seed=sampling.seed, tier=str(executor.tier), versions=versions)
+
+
+def evaluate_named(model: str, names: Sequence[str], executor: Executor, **how: Any) -> Report:
+    """As `evaluate`, where ``nano`` stands for the shipped policy."""
+    report = evaluate(NANO_POLICY if model == "nano" else model, names, executor, **how)
+    return replace(report, model=model)
 
 
 def style_of(tokenizer: Any) -> Style:

@@ -11,27 +11,38 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
+from selfplay_gym.training.folder import COMPLETE, RunFolder, write_atomically
 from selfplay_gym.training.generation import Policy
 from selfplay_gym.training.padding import skip_padding
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.watch import StepWatch
 
-COMPLETE = "complete.json"
-"""Written last into a checkpoint: one without it was cut off while being written."""
+KEPT = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate")
+"""Metrics of the trainer that stand beside our own."""
 
 StepHook = Callable[[StepWatch, Sequence[Row]], None]
+
+
+class Observer(Protocol):
+    """Who follows a run as it goes on."""
+
+    def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in the trainer's metrics of a step, on rank 0."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Return whether the run should save and end after this step; asked on rank 0."""
+        ...
 
 
 class Rollout:
@@ -50,6 +61,7 @@ class Rollout:
     ) -> None:
         self.game, self.generator, self.ranks = game, generator, ranks
         self.filler_id, self.on_step = filler_id, on_step
+        self.metrics: dict[str, float] = {}
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """Return this rank's ``len(prompts)`` rows; every rank must be asked for equally many."""
@@ -65,6 +77,7 @@ class Rollout:
         with self.generator.leading():
             rows = self.game.step(step, watch)
             self.on_step(watch, rows)
+        self.metrics = watch.metrics
         return rows
 
 
@@ -94,34 +107,51 @@ def tabulate(rows: Sequence[Row], slots: int, filler_id: int) -> dict[str, list[
     }
 
 
-def advantage(prompts: list[Any], completions: list[Any], *, advantage: list[float], **kwargs: Any) -> list[float]:
-    """TRL's reward function: the advantage that the rollout brought along."""
+def _reward_function(rollout: Rollout) -> Callable[..., list[float]]:
+    """Return TRL's reward function: the advantage that the rollout brought along. Trackers get our metrics by it."""
+
+    def advantage(
+        prompts: list[Any], completions: list[Any], *, advantage: list[float], log_metric: Any, **kwargs: Any
+    ) -> list[float]:
+        for name, value in rollout.metrics.items():
+            log_metric(name, value)
+        return advantage
+
     return advantage
 
 
-class CheckpointMark(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Marks a checkpoint as complete once every rank has written its part, and removes old ones."""
+class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Marks checkpoints as complete, passes metrics on, and ends the run early when asked to.
 
-    def __init__(self, ranks: Ranks, keep: int) -> None:
-        self.ranks, self.keep = ranks, keep
+    Args:
+        folder: The run's folder.
+        ranks: The processes of the run.
+        observer: Told of each update, and asked on rank 0 whether the run should save and end.
+    """
 
-    def on_save(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the mark, atomically, then drop all but the newest checkpoints."""
+    def __init__(self, folder: RunFolder, ranks: Ranks, observer: Observer) -> None:
+        self.folder, self.ranks, self.observer = folder, ranks, observer
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """End early on every rank alike, with a checkpoint; the last step always leaves one."""
+        if self.ranks.broadcast(self.observer.should_stop()):
+            control.should_training_stop = True
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            control.should_save = True
+        return control
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Pass the trainer's metrics of a step on."""
+        logs = kwargs.get("logs") or {}
+        if self.ranks.is_main and "loss" in logs:
+            self.observer.after_update(state.global_step, {name: float(logs[name]) for name in KEPT if name in logs})
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint once every rank has written its part."""
         self.ranks.wait()
-        if not self.ranks.is_main:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step}))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whenever the process dies."""
-    temporary = path.with_suffix(path.suffix + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        if self.ranks.is_main:
+            mark = self.folder.checkpoint(state.global_step) / COMPLETE
+            write_atomically(mark, json.dumps({"step": state.global_step}) + "\n")
 
 
 def slots(config: RunConfig, world: int) -> tuple[int, int, int]:
@@ -137,14 +167,14 @@ def slots(config: RunConfig, world: int) -> tuple[int, int, int]:
 
 
 def build_trainer(
-    config: RunConfig, policy: Policy, rollout: Rollout, folder: Path, callbacks: Iterable[TrainerCallback]
+    config: RunConfig, policy: Policy, rollout: Rollout, folder: RunFolder, observer: Observer
 ) -> GRPOTrainer:
-    """Return the trainer, ready to run; checkpoints go to ``folder``."""
+    """Return the trainer, ready to run."""
     total, micro_batch, passes = slots(config, rollout.ranks.world)
     on_cpu = policy.model.device.type == "cpu"
     update = config.update
     args = GRPOConfig(
-        output_dir=str(folder),
+        output_dir=str(folder.checkpoints),
         max_steps=config.steps,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=passes,
@@ -176,13 +206,14 @@ def build_trainer(
     )
     trainer = GRPOTrainer(
         model=policy.model,
-        reward_funcs=advantage,
+        reward_funcs=_reward_function(rollout),
         args=args,
         train_dataset=Dataset.from_dict({"prompt": ["one step of self-play"]}),
         processing_class=policy.tokenizer,
         rollout_func=rollout,
-        callbacks=list(callbacks),
+        callbacks=[Conductor(folder, rollout.ranks, observer)],
     )
     if update.skip_padding:
         skip_padding(trainer.accelerator.unwrap_model(trainer.model))
+    trainer.remove_callback(PrinterCallback)
     return trainer

@@ -1,0 +1,212 @@
+"""A run's folder: one run at a time, resumable from the last complete checkpoint, whatever cut it off.
+
+config.yaml  metrics.jsonl  archive.sqlite  checkpoints/  completions/  holdout_before.json  result.json  log.txt
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import yaml
+
+from selfplay_gym.errors import RunFolderError
+from selfplay_gym.training.config import RunConfig, dump, parse
+
+COMPLETE = "complete.json"
+"""Written last into a checkpoint: one without it was cut off while being written."""
+
+FREE = frozenset({"steps", "save_steps", "keep_checkpoints", "report_to"})
+"""Settings that may change when a run is resumed: they decide how long it goes on, not what it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run, and what of them survives a kill."""
+
+    path: Path
+
+    @property
+    def archive(self) -> Path:
+        """The task archive."""
+        return self.path / "archive.sqlite"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``checkpoint-N`` folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The policy at the end of the run, as an ordinary checkpoint."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the libraries had to say."""
+        return self.path / "log.txt"
+
+    def prepare(self, config: RunConfig) -> None:
+        """Make a new run's folder.
+
+        Raises:
+            RunFolderError: Something is there already.
+        """
+        if self.path.exists() and any(child.name != ".lock" for child in self.path.iterdir()):
+            raise RunFolderError(
+                f"{self.path} already holds a run or other files: continue that run with --resume, or choose another "
+                "--output"
+            )
+        self.checkpoints.mkdir(parents=True)
+        write_atomically(self.path / "config.yaml", dump(config))
+
+    def stored_config(self) -> RunConfig:
+        """Return the settings the run was started with.
+
+        Raises:
+            RunFolderError: There is no run here.
+        """
+        path = self.path / "config.yaml"
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            raise RunFolderError(f"{self.path} holds no run to resume: {path} cannot be read") from None
+        return parse(settings, str(path))
+
+    def resume(self, config: RunConfig) -> int:
+        """Go back to the last complete checkpoint and return its step, 0 if there is none.
+
+        Raises:
+            RunFolderError: The folder holds a run with other settings.
+        """
+        stored, asked = self.stored_config().model_dump(mode="json"), config.model_dump(mode="json")
+        if changed := [key for key in asked if key not in FREE and stored[key] != asked[key]]:
+            key = changed[0]
+            raise RunFolderError(
+                f"{self.path} holds another run: its {key} is {stored[key]!r}, not {asked[key]!r}; resume it without "
+                "these settings, or choose another --output"
+            )
+        write_atomically(self.path / "config.yaml", dump(config))
+        step = self._last_complete()
+        for folder, number in self._checkpoints():
+            if number > step:
+                shutil.rmtree(folder)
+        self._truncate_metrics(step)
+        for file in (self.path / "completions").glob("step-*.jsonl"):
+            if int(file.stem.removeprefix("step-")) > step:
+                file.unlink()
+        return step
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint at a step."""
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def _checkpoints(self) -> list[tuple[Path, int]]:
+        folders = self.checkpoints.glob("checkpoint-*")
+        return [(f, int(f.name.removeprefix("checkpoint-"))) for f in folders if f.name[11:].isdigit()]
+
+    def _last_complete(self) -> int:
+        return max((number for folder, number in self._checkpoints() if (folder / COMPLETE).exists()), default=0)
+
+    def _truncate_metrics(self, step: int) -> None:
+        if self.metrics.exists():
+            kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            write_atomically(self.metrics, "".join(line + "\n" for line in kept))
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one step's line."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the completions of a step for people to read."""
+        folder = self.path / "completions"
+        folder.mkdir(exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(folder / f"step-{step:06d}.jsonl", text)
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file of the run, None where there is none."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run."""
+        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+class RunLock:
+    """Holds a run folder for this process; the system lets go of it when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise RunFolderError(f"{self.path} is in use by another run (process {holder})") from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def next_output(parent: Path, name: str) -> Path:
+    """Return ``parent/name``, or the first of ``name-2``, ``name-3``... that does not exist."""
+    candidates = (parent / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000))
+    return next(path for path in candidates if not path.exists())
+
+
+def latest_output(parent: Path) -> Path:
+    """Return the run folder that was written to last.
+
+    Raises:
+        RunFolderError: There is none.
+    """
+    runs = [config.parent for config in parent.glob("*/config.yaml")]
+    if not runs:
+        raise RunFolderError(f"there is no run under {parent}/ to resume; name its folder with --output")
+    return max(runs, key=lambda run: run.stat().st_mtime)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, whenever the process dies."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a metrics line; a line cut off in the middle is after everything."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,129 @@
+"""The processes of a run: started together, ended together.
+
+Rank 0 is the process the user started; it judges, remembers and reports. The others are started from here, follow it,
+and die with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.training.config import RunConfig, load, override
+from selfplay_gym.training.folder import RunFolder, RunLock, latest_output, next_output
+
+RUNS = Path("runs")
+"""Where runs go that are not told otherwise."""
+
+
+def train(recipe: str, overrides: list[str] | None, output: Path | None, *, resume: bool, console: Console) -> int:
+    """Start or resume a run; return the exit code.
+
+    A resumed run keeps the settings it was started with, whatever the recipe says by now.
+
+    Raises:
+        SelfPlayError: Whatever went wrong, as one line.
+    """
+    if not resume:
+        config = load(recipe, overrides or [])
+        return launch(config, RunFolder(output or next_output(RUNS, Path(recipe).stem)), resume=False, console=console)
+    folder = RunFolder(output or latest_output(RUNS))
+    config = override(folder.stored_config(), overrides or [])
+    return launch(config, folder, resume=True, console=console)
+
+
+def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Console) -> int:
+    """Run or resume in as many processes as the settings say; return the exit code.
+
+    Started by torchrun or accelerate, this process is one of theirs and starts no others.
+
+    Raises:
+        SelfPlayError: Whatever went wrong, as one line.
+    """
+    # Late: torch reads the thread counts from the environment when it is imported.
+    from selfplay_gym.training.run import run_rank
+
+    if "WORLD_SIZE" in os.environ:
+        return run_rank(config, folder, resume=resume, console=console)
+    with RunLock(folder.path):
+        if not resume:
+            folder.prepare(config)
+        with _followers(config, folder) as environment:
+            os.environ.update(environment)
+            return run_rank(config, folder, resume=resume, console=console)
+
+
+@contextmanager
+def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]:
+    """Start the ranks after the first and yield the first one's environment; none of them outlives this process."""
+    world = config.processes or _default_processes()
+    if world == 1:
+        yield {}
+        return
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    command = [sys.executable, "-m", "selfplay_gym.training.launch", str(folder.path)]
+    with folder.log.open("ab") as log, ExitStack() as stack:
+        for rank in range(1, world):
+            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+            stack.callback(_end, process)
+        yield {**shared, "RANK": "0", "LOCAL_RANK": "0"}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Give a follower a moment to leave by itself, then end it."""
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _default_processes() -> int:
+    """One process a core on CPU, where two threads of one process are far slower than two processes; one on GPU."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), 8)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Follow as one of the further ranks of the run in the folder named."""
+    from selfplay_gym.training.run import run_rank
+
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when to stop
+    folder = RunFolder(Path(arguments[0]))
+    try:
+        return run_rank(folder.stored_config(), folder, resume=True, console=Console(quiet=True))
+    except SelfPlayError as error:
+        print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
+        return 1
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

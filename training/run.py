@@ -1,0 +1,298 @@
+"""One run from beginning to end: load, measure, play and learn, measure again, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import transformers
+from rich.console import Console
+
+from selfplay_gym.archive import Archive
+from selfplay_gym.gate import Gate
+from selfplay_gym.protocols import Executor
+from selfplay_gym.referee import Referee
+from selfplay_gym.registry import executors, make_family
+from selfplay_gym.training import holdout
+from selfplay_gym.training.config import RunConfig
+from selfplay_gym.training.distributed import Ranks, SharedGenerator
+from selfplay_gym.training.evaluate import NANO_POLICY
+from selfplay_gym.training.folder import RunFolder
+from selfplay_gym.training.generation import Policy
+from selfplay_gym.training.live import LiveTable
+from selfplay_gym.training.rollouts import Row, SelfPlay
+from selfplay_gym.training.trainer import Rollout, build_trainer
+from selfplay_gym.training.watch import StepWatch
+
+INTERRUPTED = 130
+"""Exit code of a run that was stopped and can be resumed."""
+
+PACKAGES = ("selfplay-gym", "torch", "transformers", "trl", "accelerate", "numpy")
+
+
+def load_policy(config: RunConfig) -> Policy:
+    """Return the policy that a run starts from."""
+    source = NANO_POLICY if config.model == "nano" else config.model
+    return Policy.load(source, dtype="float32", backend=config.backend)
+
+
+def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Console) -> int:
+    """Play this process's part of a run; return the exit code, the same on every rank."""
+    _quiet(folder)
+    ranks = Ranks.from_environment()
+    policy = load_policy(config)
+    generator = SharedGenerator(policy.backend, ranks)
+    with Leader(config, folder, policy, generator, console, resume) if ranks.is_main else Follower(generator) as part:
+        filler = policy.tokenizer.pad_token_id
+        rollout = Rollout(
+            part.game, generator, ranks, policy.tokenizer.eos_token_id if filler is None else filler, part.after_step
+        )
+        trainer = build_trainer(config, policy, rollout, folder, part)
+        start = ranks.broadcast(part.start)
+        part.measure_before()
+        trainer.train(resume_from_checkpoint=str(folder.checkpoint(start)) if start else None)
+        done = int(trainer.state.global_step)
+        if done < config.steps:
+            part.say_stopped(done)
+            return INTERRUPTED
+        trainer.save_model(str(folder.model))
+        part.finish()
+    return 0
+
+
+class Follower:
+    """What ranks other than 0 do around the trainer: generate their share when rank 0 asks."""
+
+    game = None
+    start = 0
+
+    def __init__(self, generator: SharedGenerator) -> None:
+        self.generator = generator
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def measure_before(self) -> None:
+        """Help to solve the hold-outs."""
+        self.generator.follow()
+
+    def finish(self) -> None:
+        """Help to solve the hold-outs again."""
+        self.generator.follow()
+
+    def after_step(self, watch: StepWatch, rows: Sequence[Row]) -> None:
+        """Nothing: rank 0 reports."""
+
+    def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing: rank 0 reports."""
+
+    def should_stop(self) -> bool:
+        """False: rank 0 decides."""
+        return False
+
+    def say_stopped(self, step: int) -> None:
+        """Nothing: rank 0 reports."""
+
+
+class Leader:
+    """Rank 0: holds executor, archive and referee, measures, and reports.
+
+    Args:
+        config: The run's settings.
+        folder: Where everything is kept; already prepared.
+        policy: What is trained.
+        generator: Generates for it on all ranks.
+        console: Where progress is shown.
+        resume: Go back to the last complete checkpoint instead of starting afresh.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        policy: Policy,
+        generator: SharedGenerator,
+        console: Console,
+        resume: bool,
+    ) -> None:
+        self.config, self.folder, self.policy = config, folder, policy
+        self.generator, self.console, self.resume = generator, console, resume
+        self._stack = ExitStack()
+        self._watch = StepWatch(0)
+        self._step_started = self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.start = self.folder.resume(self.config) if self.resume else 0
+            self.executor: Executor = executors.load("sandbox")()
+            stack.callback(self.executor.close)
+            self.archive = stack.enter_context(Archive(self.folder.archive, capacity=self.config.capacity))
+            if self.resume:
+                self.archive.rewind(self.start)
+            self.suites = holdout.load(self.executor, self.config.style) if self.config.holdout else []
+            self.game = self._game()
+            self._interrupted = stack.enter_context(_interruptible(self.console))
+            self.live = LiveTable(self.console, self.config.steps, tuple(self.game.referee.proposing))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _game(self) -> SelfPlay:
+        config = self.config
+        families = {name: make_family(name, style=config.style, **how) for name, how in config.families.items()}
+        gate = Gate(self.executor, config.gate.build(), held_out=holdout.programs(self.suites))
+        referee = Referee(families, self.executor, self.archive, gate, config.reward.build())
+        return SelfPlay(
+            self.policy,
+            self.generator,
+            referee,
+            config.play,
+            config.update.advantage,
+            config.seed,
+            chat=config.style == "chat",
+        )
+
+    # -- around the trainer --------------------------------------------------------------------------------------------
+
+    def measure_before(self) -> None:
+        """Solve the hold-outs with the starting policy, unless that was done before the run was cut off."""
+        self.console.print(self._opening(), highlight=False)
+        with self.generator.leading():
+            if self.suites and self.folder.read_json("holdout_before.json") is None:
+                # A resumed run without this file never got beyond it, so the policy is still the starting one.
+                self.folder.write_json("holdout_before.json", self._measure("before"))
+        self._step_started = time.monotonic()
+        self._stack.enter_context(self.live)
+
+    def finish(self) -> None:
+        """Solve the hold-outs again, write the result and show it."""
+        self.live.stop()
+        before = self.folder.read_json("holdout_before.json")
+        with self.generator.leading():
+            after = self._measure("after") if self.suites else {}
+        rows = holdout.compare(before, after) if self.suites else []
+        result = {
+            "holdout": rows,
+            "verdict": holdout.verdict(rows) if rows else "No hold-out was asked for.",
+            "steps": self.config.steps,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "tier": str(self.executor.tier),
+            "archive": asdict(self.archive.statistics()),
+            "versions": versions(),
+            "command": sys.argv,
+        }
+        self.folder.write_json("holdout_after.json", after)
+        self.folder.write_json("result.json", result)
+        show_result(result, self.config, self.folder, self.console)
+
+    def _measure(self, when: str) -> holdout.Scores:
+        with self.console.status(f"Solving the hold-out programs, {when} the run"):
+            return holdout.measure(self.config, self.policy, self.generator, self.executor, self.suites)
+
+    def _opening(self) -> str:
+        ranks = self.generator.ranks
+        where = f"resuming after step {self.start}" if self.start else "starting"
+        return (
+            f"{where}: {self.config.model}, {self.policy.model.num_parameters() / 1e6:.1f} M parameters, "
+            f"{ranks.world} process{'es' if ranks.world > 1 else ''}, sandbox tier {self.executor.tier}, "
+            f"run folder {self.folder.path}"
+        )
+
+    # -- after each step and update ------------------------------------------------------------------------------------
+
+    def after_step(self, watch: StepWatch, rows: Sequence[Row]) -> None:
+        """Take in what happened in a step, before its update."""
+        self._watch = watch
+        watch.metrics["archive/tasks"] = sum(self.archive.counts().values())
+        if watch.step % self.config.save_steps == 0 or watch.step == 1:
+            self.folder.write_completions(watch.step, [_readable(row) for row in rows])
+
+    def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write and show the step, update included."""
+        now = time.monotonic()
+        seconds, self._step_started = now - self._step_started, now
+        record = {"step": step, **self._watch.metrics, **metrics, "seconds/step": seconds}
+        self.folder.append_metrics(record)
+        self.live.show(record)
+
+    def should_stop(self) -> bool:
+        """Whether the user asked to stop."""
+        return bool(self._interrupted)
+
+    def say_stopped(self, step: int) -> None:
+        """Say how to go on."""
+        self.live.stop()
+        self.console.print(
+            f"Stopped after step {step}. Go on with: selfplay-gym train --resume --output {self.folder.path}"
+        )
+
+
+def show_result(result: Mapping[str, Any], config: RunConfig, folder: RunFolder, console: Console) -> None:
+    """Print the hold-out table and the verdict of a finished run."""
+    if result["holdout"]:
+        assert config.holdout is not None
+        console.print(holdout.table(result["holdout"], config.holdout.samples))
+    console.print(result["verdict"], highlight=False, style="bold")
+    console.print(
+        f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes; everything is in {folder.path}",
+        highlight=False,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def _readable(row: Row) -> dict[str, Any]:
+    shown = ("role", "family", "group", "prompt", "text", "reward", "advantage", "note")
+    return {name: getattr(row, name) for name in shown}
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into a request (the list is then not empty); the second one interrupts at once."""
+    asked: list[bool] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        asked.append(True)
+        console.print("Finishing this step and saving; press Ctrl-C again to stop at once.")
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _quiet(folder: RunFolder) -> None:
+    """Send what the libraries have to say to the run's log, and keep them from reporting to anyone."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func: stable over trl 1.x, tested here
+    logging.basicConfig(filename=folder.log, level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    warnings.filterwarnings("default")
+    transformers.utils.logging.disable_progress_bar()
