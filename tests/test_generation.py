@@ -122,10 +122,10 @@ def test_greedy_is_what_transformers_generates(name: str) -> None:
 
 
 def test_both_backends_draw_the_same_samples_whatever_shares_the_batch() -> None:
-    model, asked = make_model(), requests(40, max_new_tokens=20)
+    model, asked = make_model(), requests(24, max_new_tokens=20)
     expected = DecodeLoop(model, batch_size=1).generate(asked)
-    assert len({sample.ids for sample in expected}) > 30
-    for size in (3, 40):
+    assert len({sample.ids for sample in expected}) > 18
+    for size in (5, 24):
         for backend in backends(model, size):
             assert [s.ids for s in backend.generate(asked)] == [s.ids for s in expected]
             assert [s.ids for s in backend.generate(asked[::-1])] == [s.ids for s in expected[::-1]]
