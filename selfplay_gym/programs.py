@@ -9,8 +9,24 @@ from __future__ import annotations
 import ast
 import hashlib
 import warnings
+from typing import NamedTuple
 
 MAX_SOURCE = 65_536
+
+# Where a node holds a name that the program may choose freely. Attributes and keywords of calls are not free.
+_FREE_NAMES: dict[type[ast.AST], str] = {
+    ast.Name: "id",
+    ast.arg: "arg",
+    ast.FunctionDef: "name",
+    ast.AsyncFunctionDef: "name",
+    ast.ClassDef: "name",
+    ast.ExceptHandler: "name",
+    ast.MatchAs: "name",
+    ast.MatchStar: "name",
+    ast.MatchMapping: "rest",
+    ast.alias: "asname",
+}
+_REMARKS = {(ast.arg, "annotation"), (ast.FunctionDef, "returns"), (ast.AsyncFunctionDef, "returns")}
 
 
 class NotAProgram(ValueError):
@@ -34,12 +50,52 @@ def parse(program: str) -> ast.Module:
 
 
 def identity(program: str) -> str:
-    r"""Return a hash that ignores comments, blank lines and formatting.
+    r"""Return a hash that ignores comments, docstrings, formatting, and how the program names its own things.
 
-    >>> identity("def f(x):  # note\n  return x") == identity("def f( x ):\n\n    return x")
+    >>> identity("def f(x):  # note\n  return x") == identity("def f( value ):\n\n    return value")
     True
+    >>> identity("def f(x): return len(x)") == identity("def f(x): return sum(x)")
+    False
     """
-    return _hash(ast.dump(parse(program)))
+    tree = parse(program)
+    own = {name for node in ast.walk(tree) if (name := _binds(node)) is not None}
+    numbers: dict[str, str] = {}
+    words: list[str] = []
+    # A stack instead of recursion: a tree may be deeper than Python recurses.
+    todo: list[object] = [tree]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, ast.AST):
+            free = _FREE_NAMES.get(type(item))
+            todo.append(_Word(")"))
+            for field, value in reversed(list(ast.iter_fields(item))):
+                if field == free and value in own:
+                    value = _Word(numbers.setdefault(value, f"#{len(numbers)}"))
+                if (type(item), field) not in _REMARKS:
+                    todo += (value, _Word(field))
+            todo.append(_Word(f"({type(item).__name__}"))
+        elif isinstance(item, list):
+            todo += (_Word("]"), *(part for part in reversed(item) if not _is_remark(part)), _Word("["))
+        else:
+            words.append(item.text if isinstance(item, _Word) else repr(item))
+    return _hash("\0".join(words))
+
+
+class _Word(NamedTuple):
+    text: str
+
+
+def _binds(node: ast.AST) -> str | None:
+    """Return the name that a node gives to something, if any."""
+    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store):
+        return None
+    name = getattr(node, _FREE_NAMES.get(type(node), ""), None)
+    return name if isinstance(name, str) else None
+
+
+def _is_remark(node: object) -> bool:
+    """Docstrings, and other constants that stand as statements, do nothing."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def shape(program: str) -> str:
@@ -63,15 +119,44 @@ def _kind(node: ast.AST) -> str:
 
 
 def takes_arguments(program: str, entry: str) -> bool:
-    """Return whether a top-level function of that name has a parameter that a caller must give.
+    """Return whether the last thing of that name at top level is a function with a parameter that must be given.
 
     >>> takes_arguments("def f(x, y=1): return x", "f"), takes_arguments("def f(x=1): return x", "f")
     (True, False)
     """
-    for node in parse(program).body:
-        if isinstance(node, ast.FunctionDef) and node.name == entry:
-            return len(node.args.posonlyargs) + len(node.args.args) > len(node.args.defaults)
-    return False
+    function = _function(program, entry)
+    if function is None:
+        return False
+    given = function.args
+    return len(given.posonlyargs) + len(given.args) > len(given.defaults) or None in given.kw_defaults
+
+
+def parameters(program: str, entry: str) -> tuple[list[str], list[str]]:
+    """Return the names of parameters that may be given by position, "" where only so, and of those by keyword only.
+
+    >>> parameters("def f(a, /, b, *, c): return a", "f")
+    (['', 'b'], ['c'])
+    """
+    function = _function(program, entry)
+    if function is None:
+        return [], []
+    given = function.args
+    by_place = [""] * len(given.posonlyargs) + [parameter.arg for parameter in given.args]
+    return by_place, [parameter.arg for parameter in given.kwonlyargs]
+
+
+def _function(program: str, entry: str) -> ast.FunctionDef | None:
+    """Return what stands under ``entry`` after the top level ran, where that is a plain function definition."""
+    last = None
+    for statement in parse(program).body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound = {statement.name}
+        else:
+            bound = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+            bound |= {n.asname or n.name for n in ast.walk(statement) if isinstance(n, ast.alias)}
+        if entry in bound:
+            last = statement
+    return last if isinstance(last, ast.FunctionDef) else None
 
 
 def _hash(text: str) -> str:
