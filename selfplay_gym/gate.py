@@ -2,11 +2,14 @@
 
 A strict gate matters more for stability than the reward (arXiv:2605.22217), so each rule is a check with a name, every
 rejection is counted by that name, and all of them are on by default. Checks run in the order of `CHECKS`; the first
-that refuses decides. What needs execution runs in two batches for all proposals together.
+that refuses decides. What needs execution runs in three batches for all proposals together: the proposed inputs, the
+probes, and those probes again that gave a value.
 """
 
 from __future__ import annotations
 
+import ast
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,12 +26,12 @@ CHECKS = {
     "signature": "it defines f, with at least one parameter that must be given",
     "literal_inputs": "every input is an argument list of literals",
     "distinct_inputs": "the inputs of one proposal differ",
-    "message": "the message holds no code and no line of the program",
+    "message": "the message holds no code and no statement of the program",
     "policy": "the program stays within the language policy",
     "runs": "it returns within its limits on every input",
     "value": "it returns a value of exact builtin types, under the size cap",
     "deterministic": "two runs in one process and one in another with a different hash seed agree",
-    "depends_on_input": "some other input gives another value",
+    "depends_on_input": "some other input gives another value, and so do the inputs that judge",
     "new": "no stored task of the family does the same",
     "held_out": "the program is not in a held-out set",
 }
@@ -150,7 +153,8 @@ class Gate:
         except programs.NotAProgram as error:
             return Rejected("syntax", str(error))
         try:
-            inputs = tuple(literals.canonical_arguments(text) for text in proposal.inputs)
+            names = programs.parameters(proposal.program, "f")
+            inputs = tuple(_by_place(text, *names) for text in proposal.inputs)
         except literals.NotALiteral as error:
             return Rejected("literal_inputs", str(error))
         if not all(inputs):
@@ -185,15 +189,32 @@ class Gate:
             Job(task.program, (*first, *second), limits=self.config.limits, policy="plain")
             for task, first, second in zip(tasks, fixed, near, strict=True)
         ]
+        results = self.executor.run(jobs)
+        repeats = self._repeat(jobs, results)
         outcomes: list[Outcome] = []
-        for task, probe, runs in zip(tasks, fixed, self.executor.run(jobs), strict=True):
-            if any(run.status is Status.NO_VERDICT for run in runs):
+        for task, probe, runs, again in zip(tasks, fixed, results, repeats, strict=True):
+            if any(run.status is Status.NO_VERDICT for run in (*runs, *again)):
                 outcomes.append(NoVerdict("the executor gave no answer on a probe"))
-            elif self._on("depends_on_input") and not _depends_on_input(task, runs):
-                outcomes.append(Rejected("depends_on_input", f"always {task.outputs[0][:80]}"))
+            elif changed := [run for run in again if run.status is Status.NONDETERMINISTIC]:
+                outcomes.append(Rejected("deterministic", f"on another input: {changed[0].message}"))
+            elif self._on("depends_on_input") and (constant := _constant(task, runs)):
+                outcomes.append(Rejected("depends_on_input", constant))
             else:
                 outcomes.append(replace(task, behaviour=_behaviour(task, runs[: len(probe)])))
         return outcomes
+
+    def _repeat(self, jobs: Sequence[Job], results: Sequence[Sequence[Execution]]) -> list[tuple[Execution, ...]]:
+        """Run the probes that gave a value again, as proposed inputs are run.
+
+        Else a program that is honest on its own input alone, and returns an address elsewhere, would be new for ever.
+        """
+        if not self._on("deterministic"):
+            return [()] * len(jobs)
+        again = []
+        for job, runs in zip(jobs, results, strict=True):
+            inputs = [text for text, run in zip(job.inputs, runs, strict=True) if run.status is Status.OK]
+            again.append(replace(job, inputs=tuple(dict.fromkeys(inputs)), check_determinism=True))
+        return self.executor.run(again)
 
     # -- what the archive tells ------------------------------------------------------------------------------------
 
@@ -201,8 +222,7 @@ class Gate:
         if not isinstance(outcome, Task):
             return outcome
         if self._on("new"):
-            what = outcome.behaviour if len(outcome.inputs) == 1 else outcome.key
-            key = (candidate.lot, outcome.family, what)
+            key = (candidate.lot, outcome.family, outcome.behaviour)
             if key in batch or candidate.known(outcome):
                 return Rejected("new", "does the same as a known program")
             batch.add(key)
@@ -223,16 +243,50 @@ def _outcome(candidate: Candidate, runs: Sequence[Execution]) -> Outcome:
     return Task(candidate.family, proposal.program, proposal.inputs, outputs, proposal.message)
 
 
-def _depends_on_input(task: Task, runs: Sequence[Execution]) -> bool:
-    """An error elsewhere shows nothing: a program that only accepts one input is a lock, not a task."""
+def _by_place(text: str, by_place: Sequence[str], by_name: Sequence[str]) -> str:
+    """Return an argument list in one spelling: keywords only where the program takes them in no other way.
+
+    ``4`` and ``x=4`` are the same input of ``f(x)``, and the name ``x`` is nothing that an induction solver could know.
+
+    Raises:
+        NotALiteral: It is no argument list of literals.
+    """
+    positional, keywords = literals.parse_arguments(text)
+    for name in by_place[len(positional) :]:
+        if name not in keywords:
+            break
+        positional.append(keywords.pop(name))
+    words = [literals.encode(value, keep_order=True) for value in positional]
+    for name in sorted(keywords, key=[*by_name, *keywords].index):
+        words.append(f"{name}={literals.encode(keywords[name], keep_order=True)}")
+    return ", ".join(words)
+
+
+def _constant(task: Task, runs: Sequence[Execution]) -> str:
+    """Return what is the same whatever the input, or nothing.
+
+    An error elsewhere shows nothing: a program that only accepts one input is a lock, not a task. Where the second
+    half of several outputs judges, they must differ too, or ``return 1`` may be a right answer.
+    """
     values = {run.value for run in runs if run.status is Status.OK} | set(task.outputs)
-    return len(values) > 1
+    if len(values) == 1:
+        return f"always {task.outputs[0][:80]}"
+    judging = task.outputs[len(task.outputs) // 2 :]
+    if len(judging) > 1 and len(set(judging)) == 1:
+        return f"the outputs that judge are all {judging[0][:80]}"
+    return ""
 
 
 def _behaviour(task: Task, runs: Sequence[Execution]) -> str:
-    """Hash the outcomes on the fixed probes; where nearly all fail they say little, and the text decides."""
-    outcomes = [run.outcome for run in runs]
-    if sum(run.status is Status.OK for run in runs) < 2:
+    """Hash the values on the fixed probes; where they say little, the text decides.
+
+    How a probe fails is left out: otherwise another exception would make another program. Of several inputs the
+    proposer chose each, for a program that was given, so there the same are the same program on the same inputs.
+    """
+    if len(task.inputs) > 1:
+        return probes.behaviour(task.inputs[0], [programs.identity(task.program), *sorted(task.inputs)])
+    outcomes = [run.outcome if run.status is Status.OK else "fails" for run in runs]
+    if len({run.value for run in runs if run.status is Status.OK}) < 2:
         outcomes.append(programs.identity(task.program))
     return probes.behaviour(task.inputs[0], outcomes)
 
@@ -242,9 +296,26 @@ def _leak(message: str, program: str) -> str:
     for sign in ("```", "def ", "lambda", "return ", "import ", "f(", "<answer>", "<think>"):
         if sign in message:
             return f"the message contains {sign!r}"
-    words = " ".join(message.split())
-    for line in program.splitlines():
-        text = " ".join(line.split())
-        if len(text) > 8 and text in words:
-            return "the message contains a line of the program"
+    said = _squeezed(message)
+    if any(words in said for words in map(_squeezed, _statements(program)) if _says_something(words)):
+        return "the message contains a statement of the program"
     return ""
+
+
+def _statements(program: str) -> list[str]:
+    """Return the program's lines, simple statements, and what they assign or return."""
+    texts = program.splitlines()
+    for node in ast.walk(programs.parse(program)):
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)):
+            found = [node] if node.value is None else [node, node.value]
+            texts += [ast.get_source_segment(program, part) or "" for part in found]
+    return texts
+
+
+def _squeezed(text: str) -> str:
+    """Leave out blanks and what cannot be seen, and write letters in their plain form."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text) if c.isprintable() and not c.isspace())
+
+
+def _says_something(words: str) -> bool:
+    return len(words) > 8 or (len(words) > 3 and any(c in "=+-*/%<>[" for c in words))
