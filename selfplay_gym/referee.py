@@ -23,7 +23,7 @@ from selfplay_gym.frame import answer_of
 from selfplay_gym.gate import Candidate, Gate, Outcome
 from selfplay_gym.protocols import Executor, ProposingFamily, TaskFamily
 from selfplay_gym.registry import unknown
-from selfplay_gym.types import Execution, Job, NoVerdict, Rejected, Status, Task, Verdict
+from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Rejected, Status, Task, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,7 @@ class Referee:
         return Candidate(request.family, proposal, self._is_known)
 
     def _is_known(self, task: Task) -> bool:
-        if len(task.inputs) == 1:
-            return self.archive.has_behaviour(task.behaviour, task.family)
-        return self.archive.has_key(task.key)
+        return self.archive.has_behaviour(task.behaviour, task.family)
 
     # -- solve -----------------------------------------------------------------------------------------------------
 
@@ -149,7 +147,8 @@ class Referee:
 
     def judge_answers(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[Verdict]:
         """Return a verdict for each (task, completion), in order, with one batch for the executor."""
-        return judge_answers([self.families[task.family] for task in tasks], tasks, completions, self.executor)
+        families = [self.families[task.family] for task in tasks]
+        return judge_answers(families, tasks, completions, self.executor, self.gate.config.limits)
 
     # -- pay -------------------------------------------------------------------------------------------------------
 
@@ -187,9 +186,16 @@ class Referee:
 
 
 def judge_answers(
-    families: Sequence[TaskFamily], tasks: Sequence[Task], completions: Sequence[str], executor: Executor
+    families: Sequence[TaskFamily],
+    tasks: Sequence[Task],
+    completions: Sequence[str],
+    executor: Executor,
+    limits: Limits | None = None,
 ) -> list[Verdict]:
-    """Return a verdict for each completion: frame, then the family, then one executor batch for all that need it."""
+    """Return a verdict for each completion: frame, then the family, then one executor batch for all that need it.
+
+    ``limits`` stand in for the default ones: a task that was admitted under wider limits needs them to be solved.
+    """
     verdicts: dict[int, Verdict] = {}
     jobs: dict[int, Job] = {}
     for number, (family, task, completion) in enumerate(zip(families, tasks, completions, strict=True)):
@@ -197,7 +203,7 @@ def judge_answers(
         if isinstance(checked, Verdict):
             verdicts[number] = checked
         else:
-            jobs[number] = checked
+            jobs[number] = replace(checked, limits=limits) if limits and checked.limits == Limits() else checked
     for number, executions in zip(jobs, run_merged(list(jobs.values()), executor), strict=True):
         verdicts[number] = _judge(families[number], tasks[number], executions)
     return [verdicts[number] for number in range(len(tasks))]
