@@ -11,7 +11,8 @@ _FRAME = re.compile(
     r"<answer>(?P<answer>(?:(?!</?think>|</?answer>).)*)</answer>\s*",
     re.DOTALL,
 )
-_FENCE = re.compile(r"```(?P<label>[a-z]*)[ \t]*\n(?P<body>.*?)\n?```", re.DOTALL)
+# Any label is understood, or a fence with an unknown one would turn all that follow inside out.
+_FENCE = re.compile(r"```(?P<label>[^\n`]*)\n(?P<body>.*?)\n?```", re.DOTALL)
 
 
 def answer_of(completion: str) -> str | None:
@@ -32,7 +33,7 @@ def blocks(answer: str, label: str) -> list[str]:
     >>> blocks("```input\n1\n```\n```input\n2\n```", "input")
     ['1', '2']
     """
-    return [match["body"] for match in _FENCE.finditer(answer) if match["label"] == label]
+    return [match["body"] for match in _FENCE.finditer(answer) if match["label"].strip() == label]
 
 
 def last_block(answer: str, label: str) -> str:
