@@ -50,7 +50,7 @@ def trr_plus_plus_token(
     >>> trr_plus_plus_token(np.array([1.0, 0.0]), ["a", "a"], [0, 1], [3, 1]).round(3).tolist()
     [0.5, -1.5]
     """
-    weights = np.asarray(lengths, dtype=float)
+    weights = np.maximum(np.asarray(lengths, dtype=float), 1.0)  # an empty row still ended: one token
     advantages = np.zeros(len(rewards))
     for rows in _rows_by_part(rewards, kinds):
         part, weight = rewards[rows], weights[rows]
@@ -68,7 +68,7 @@ def group(rewards: Floats, kinds: Sequence[Hashable], groups: Sequence[Hashable]
     >>> group(np.array([1.0, 0.0, 3.0, 1.0]), ["s", "s", "p", "p"], [0, 0, 1, 2], [1] * 4).round(3).tolist()
     [0.707, -0.707, 0.707, -0.707]
     """
-    return _apply(_whiten, rewards, _group_or_kind(kinds, groups))
+    return _apply(_whiten, rewards, _group_or_kind(rewards, kinds, groups))
 
 
 def group_centred(
@@ -78,7 +78,7 @@ def group_centred(
 
     Source: Dr. GRPO, arXiv:2503.20783.
     """
-    return _apply(lambda part: part - part.mean(), rewards, _group_or_kind(kinds, groups))
+    return _apply(lambda part: part - part.mean(), rewards, _group_or_kind(rewards, kinds, groups))
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -89,8 +89,8 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def _group_or_kind(kinds: Sequence[Hashable], groups: Sequence[Hashable]) -> list[Hashable]:
-    sizes = Counter(groups)
+def _group_or_kind(rewards: Floats, kinds: Sequence[Hashable], groups: Sequence[Hashable]) -> list[Hashable]:
+    sizes = Counter(g for g, reward in zip(groups, rewards, strict=True) if not np.isnan(reward))
     return [("group", g) if sizes[g] > 1 else ("kind", kind) for g, kind in zip(groups, kinds, strict=True)]
 
 
