@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
-from selfplay_gym.errors import UnknownId
+from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.protocols import TaskFamily
 
 
@@ -158,10 +158,15 @@ def make_family(name: str, style: str | None = None, **settings: Any) -> TaskFam
 
     Raises:
         UnknownId: No such family, or it does not load, or what loads is no task family of that name.
+        InvalidConfig: It takes no such setting; the message gives the nearest ones.
     """
     maker = families.load(name)
-    if style is not None and "style" in inspect.signature(maker).parameters:
+    known = inspect.signature(maker).parameters
+    if style is not None and "style" in known:
         settings["style"] = style
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        for setting in settings.keys() - known.keys():
+            raise InvalidConfig(unknown(f"setting of task family {name!r}", setting, known))
     family = maker(**settings)
     if not isinstance(family, TaskFamily):
         raise UnknownId(f"{families.paths()[name]} is no task family; it needs name, solve_prompt, check and judge")
