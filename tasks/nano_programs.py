@@ -146,7 +146,7 @@ def random_value(kind: type, rng: random.Random) -> Value:
 
 def random_program(lines: int, rng: random.Random) -> Program:
     """Return a program of that many lines; consecutive steps fit in type."""
-    kind = rng.choice((int, list, str))
+    kind: type = rng.choice((int, list, str))
     steps: list[tuple[Operation, int | str | None]] = []
     for _ in range(lines):
         operation = rng.choice([o for o in OPERATIONS if o.takes is kind])
