@@ -148,6 +148,14 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or not.")]) -> None:
+    """Write RUN/report.html: the result, the curves and the newest tasks, in one file."""
+    from selfplay_gym.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
 def pretrain(
     output: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
     examples: Annotated[int, typer.Option(help="Transcripts of small programs to learn from.")] = 400_000,

@@ -183,7 +183,7 @@ class _Encoder:
             text = f"{{{body}}}" if body else "set()"
             return text if kind is set else f"frozenset({text if body else ''})"
         if kind is dict:
-            return "{" + ", ".join(self._pairs(value, depth)) + "}"
+            return "{" + ", ".join(self._pairs(value, depth)) + "}"  # type: ignore[arg-type]
         raise NotALiteral(f"a {kind.__name__} is not a value")
 
     def _join(self, items: object, depth: int) -> str:

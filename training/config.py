@@ -19,7 +19,7 @@ ADVANTAGES = ("trr++", "trr++-token", "group", "group-centred")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Lengths(_Section):
@@ -116,7 +116,7 @@ class RunConfig(_Section):
     model: str = "nano"
     style: Literal["azr", "chat", "compact"] = "compact"
     families: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {"deduction": {}, "abduction": {}, "induction": {}}, min_length=1
+        default={"deduction": {}, "abduction": {}, "induction": {}}, min_length=1
     )
     seed: int = Field(0, ge=0)
     steps: int = Field(100, ge=1)
@@ -195,7 +195,7 @@ def _read(recipe: str) -> dict[str, Any]:
 def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45 is read as a date
         raise InvalidConfig(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise InvalidConfig(f"{source}: expected a mapping of settings, got {type(settings).__name__}")
@@ -214,7 +214,7 @@ def _put(settings: dict[str, Any], override: str) -> None:
             raise InvalidConfig(f"--set {override}: {parent!r} is a value, not a section")
     try:
         settings[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise InvalidConfig(f"--set {override}: {text!r} is not a YAML value") from None
 
 

@@ -43,7 +43,7 @@ def _bucketed(run: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     order = torch.argsort(~real, dim=1, stable=True)
     padded = -(-lengths.clamp(min=1) // MULTIPLE) * MULTIPLE
     outputs: torch.Tensor | None = None
-    for width in padded.unique().tolist():
+    for width in sorted(set(padded.tolist())):
         rows = (padded == width).nonzero().squeeze(1)
         take = order[rows, : min(width, ids.shape[1])]
         here = real[rows].gather(1, take)

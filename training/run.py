@@ -24,6 +24,7 @@ from selfplay_gym.gate import Gate
 from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
 from selfplay_gym.registry import executors, make_family
+from selfplay_gym.report import write_report
 from selfplay_gym.training import holdout
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
@@ -203,6 +204,7 @@ class Leader:
         }
         self.folder.write_json("holdout_after.json", after)
         self.folder.write_json("result.json", result)
+        write_report(self.folder.path)
         show_result(result, self.config, self.folder, self.console)
 
     def _measure(self, when: str) -> holdout.Scores:
