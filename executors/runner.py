@@ -13,11 +13,13 @@ import _signal  # type: ignore[import-not-found]  # `signal` wraps every call in
 import ast
 import builtins
 import io
+import marshal
 import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 from types import CodeType, TracebackType
 from typing import NamedTuple
 
@@ -30,10 +32,12 @@ MESSAGE_CHARACTERS = 200
 STDOUT_CHARACTERS = 2**20
 PROGRAM_NAME = "<program>"
 
+SHORT_INPUT = 2048  # characters
+
 _RECURSION_LIMIT = 1000
 _ITIMER_PROF, _SIGPROF, _SIG_SETMASK = _signal.ITIMER_PROF, _signal.SIGPROF, _signal.SIG_SETMASK
 _setitimer, _set_handler, _set_mask = _signal.setitimer, _signal.signal, _signal.pthread_sigmask
-_write = os.write
+_write, _loads = os.write, marshal.loads
 _thread_time = time.thread_time  # with a timer armed, the clock of the whole process moves at ticks only
 _exc_info, _set_recursion_limit = sys.exc_info, sys.setrecursionlimit
 _set_trace, _set_profile = sys.settrace, sys.setprofile
@@ -52,7 +56,7 @@ class Job(NamedTuple):
     program: bytes
     is_text: bool
     entry: str
-    inputs: tuple[str, ...]
+    inputs: tuple[str | bytes, ...]  # text, or a short literal as marshalled code (`literal_code`)
     runs: tuple[int, ...]
     literal_inputs: bool
     stop: bool
@@ -108,25 +112,18 @@ def _on_timer(number: int, frame: object) -> None:
 Supply = Callable[[], Arguments]
 
 
-def write_frames(job: Job, start: int, supplies: Sequence[Supply | None], pipe: int) -> None:
+def write_frames(job: Job, start: int, pipe: int) -> None:
     """Write the frames of `frames` to ``pipe``, each as soon as its run ended."""
-    for frame in frames(job, start, supplies):
+    for frame in frames(job, start):
         view = memoryview(frame)
         while view:
             view = view[_write(pipe, view) :]
 
 
-def frames(job: Job, start: int, supplies: Sequence[Supply | None]) -> Iterator[bytes]:
-    """Yield one frame a run, from the run at ``start`` on.
-
-    Args:
-        job: What to run.
-        start: Position in ``job.runs``.
-        supplies: One an input: what makes its arguments, or None if its text is still to be read.
-    """
-    read = _parsed_supply if job.literal_inputs else _evaluated_supply
+def frames(job: Job, start: int) -> Iterator[bytes]:
+    """Yield one frame a run, from the run at ``start`` on."""
     # Before any untrusted code: a program cannot touch how its later inputs are read.
-    arguments = [supplies[index] or read(job.inputs[index]) for index in job.runs[start:]]
+    arguments = [_supply(job, job.inputs[index]) for index in job.runs[start:]]
     program = _Program(job)
     for position, supply in enumerate(arguments):
         if position:
@@ -214,20 +211,28 @@ class _Program:
             self._refused = _failure()
 
 
-def literal_supply(text: str) -> Supply:
-    """Return what makes the arguments of a short literal text, by code compiled here and now.
+def literal_code(text: str) -> bytes | None:
+    """Return code that makes the arguments of a short literal text, or None: then the child reads the text.
 
-    The text is known to be literal before it is compiled, and evaluating it again gives fresh objects at little cost.
+    For the trusted side, which does not fork: the parser would make a child copy a hundred pages of memory. The text is
+    known to be literal before it is compiled.
     """
+    if len(text) > SHORT_INPUT:
+        return None
     try:
         parse_arguments(text)
-        code = compile(f"f({text}\n)", "<input>", "eval", 0, True)
-    except NotALiteral as refusal:
-        message = str(refusal)
-        return lambda: _raise(NotALiteral(message))
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # literal, but beyond the compiler
-        return _parsed_supply(text)
-    return lambda: eval(code, _LITERAL_NAMES)  # noqa: S307
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return marshal.dumps(compile(f"f({text}\n)", "<input>", "eval", 0, True))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def _supply(job: Job, given: str | bytes) -> Supply:
+    if type(given) is bytes:
+        code = _loads(given)
+        return lambda: eval(code, _LITERAL_NAMES)  # noqa: S307
+    return _parsed_supply(str(given)) if job.literal_inputs else _evaluated_supply(str(given))
 
 
 def _parsed_supply(text: str) -> Supply:

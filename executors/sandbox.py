@@ -50,10 +50,10 @@ import selfplay_gym
 from selfplay_gym import literals
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.policy import Refusal, refusal
+from selfplay_gym.executors.runner import FRAME, literal_code
 from selfplay_gym.types import Execution, Job, Status, Tier
 
-# The trusted side of the wire format; `runner.FRAME` is the other side.
-_FRAME = struct.Struct("<IBII")
+_FRAME = FRAME
 _LENGTH = struct.Struct("<I")
 _STATUSES: Final = tuple(Status[name] for name in (
     "OK", "ERROR", "TIMEOUT", "MEMORY", "OUTPUT_LIMIT", "UNSERIALISABLE", "CRASHED", "FORBIDDEN", "NO_VERDICT"
@@ -402,7 +402,8 @@ class _Ticket:
         is_text = isinstance(job.program, str)
         program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
         numbers = (limits.cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
-        fields = (program, is_text, job.entry, job.inputs, self.runs, job.literal_inputs, self.stop, *numbers)
+        inputs = tuple(map(_prepared, job.inputs)) if job.literal_inputs else job.inputs
+        fields = (program, is_text, job.entry, inputs, self.runs, job.literal_inputs, self.stop, *numbers)
         body = b"J" + marshal.dumps(fields)
         return _LENGTH.pack(len(body)) + body
 
@@ -535,6 +536,11 @@ def _refused_before_running(job: Job) -> Execution | None:
 @lru_cache(maxsize=1024)
 def _cached_refusal(program: str) -> Refusal | None:
     return refusal(program)
+
+
+@lru_cache(maxsize=4096)
+def _prepared(text: str) -> bytes | str:
+    return literal_code(text) or text
 
 
 def _read_frames(message: bytes, ticket: _Ticket) -> list[Execution]:

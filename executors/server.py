@@ -41,7 +41,6 @@ CONTROL_FD = 3
 HARD_FACTOR = 1.5  # a program that swallows the in-child time-out gets this much of its budget
 PREPARE_SECONDS, PREPARE_SECONDS_PER_BYTE = 0.1, 4e-6  # reading the inputs comes before the first run's budget
 MEMORY_SLACK = 8 * 2**20
-SHORT_INPUT = 2048  # characters
 PAYLOAD_SLACK = 1024  # an error's name and message
 
 # What programs can import: there is no file system to load anything else from.
@@ -280,7 +279,6 @@ class Server:
         self._base_bytes = base_bytes
         self._filter = filter_
         self._tier = tier
-        self._supplies: list[Callable[[], Any] | None] = []
 
     def serve(self) -> None:
         """Answer messages until the trainer closes the socket."""
@@ -294,7 +292,6 @@ class Server:
     def _run(self, job: Job, size: int) -> list[bytes]:
         """Return one frame a run; fewer where the job stops at its first failure."""
         done: list[bytes] = []
-        self._supplies = [self._supply(job, text) for text in job.inputs]
         while len(done) < len(job.runs):
             frames, fault = self._run_child(job, len(done), size)
             done += frames
@@ -303,16 +300,6 @@ class Server:
             if job.stop and done[-1][4] != self._runner.OK:
                 break
         return done
-
-    def _supply(self, job: Job, text: str) -> Callable[[], Any] | None:
-        """Return what makes fresh arguments, if a short literal; anything else is read in the child.
-
-        Here, because the parser would make a child copy a hundred pages of memory.
-        """
-        if not job.literal_inputs or len(text) > SHORT_INPUT:
-            return None
-        supply: Callable[[], Any] = self._runner.literal_supply(text)
-        return supply
 
     def _run_child(self, job: Job, start: int, size: int) -> tuple[list[bytes], bytes | None]:
         """Run from ``start`` on in one child; return its frames and, if it ended early, the running one's fault."""
@@ -377,12 +364,13 @@ class Server:
     def _be_child(self, job: Job, start: int, size: int) -> None:
         budget = HARD_FACTOR * job.cpu_seconds * (len(job.runs) - start)
         self._confine(job.memory_bytes + 2 * size, int(budget) + 2)
-        self._runner.write_frames(job, start, self._supplies, seccomp.RESULT_FD)
+        self._runner.write_frames(job, start, seccomp.RESULT_FD)
 
     def _confine(self, memory_bytes: int, cpu_seconds: int) -> None:
         if self._tier != "full":
             walls.die_with_parent()
         walls.limit_child(self._base_bytes + MEMORY_SLACK + memory_bytes, cpu_seconds)
+        gc.freeze()  # nothing of the server is ever collected here: that would copy all its pages
         gc.enable()
         if self._filter is not None:
             self._filter.install()
@@ -391,10 +379,11 @@ class Server:
         """Run programs through every path once, so that children find the interpreter warm."""
         inputs = ("'The quick brown fox', [3, 1, 2]", "'a', [1.5, -2], {'k': {1, 2}}", "1 +")
         limits = (5.0, 5.0, 2**28, 4096)
+        codes = tuple(self._runner.literal_code(text) or text for text in inputs)
         for program in (WARM_UP, "def f(x): return 1 /", "def f(x, y): raise ValueError(x)"):
-            job = self._runner.Job(program.encode(), True, "f", inputs, (0, 1, 2) * 3, True, False, *limits)
-            for supplies in ([None] * 3, [self._supply(job, text) for text in inputs]):
-                collections.deque(self._runner.frames(job, 0, supplies), maxlen=0)
+            for given in (inputs, codes):
+                job = self._runner.Job(program.encode(), True, "f", given, (0, 1, 2) * 3, True, False, *limits)
+                collections.deque(self._runner.frames(job, 0), maxlen=0)
 
     def check_walls(self, facts: dict[str, bool]) -> None:
         """See every wall of this tier hold, from inside; add what was seen to ``facts``.
