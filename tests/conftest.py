@@ -1,0 +1,51 @@
+"""What several test files share: one real sandbox, and an executor that only pretends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.types import Execution, Job, Status, Tier
+
+
+class FakeExecutor:
+    """Starts no process: ``answer`` says how a run of a program on an input ends. Remembers the batches it was given."""
+
+    tier = Tier.FULL
+
+    def __init__(self, answer: Callable[[str, str], Execution]) -> None:
+        self.answer = answer
+        self.batches: list[list[Job]] = []
+
+    def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
+        self.batches.append(list(jobs))
+        return [tuple(self.answer(str(job.program), text) for text in job.inputs) for job in jobs]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[SandboxExecutor]:
+    """The real executor, with one worker; starting it takes a fifth of a second."""
+    with SandboxExecutor(workers=1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def fake() -> Callable[[Callable[[str, str], Execution]], FakeExecutor]:
+    """Makes an executor that answers by a function of program and input."""
+    return FakeExecutor
+
+
+@pytest.fixture
+def echo() -> FakeExecutor:
+    """An executor for which every program returns its argument."""
+    return FakeExecutor(lambda program, text: Execution(Status.OK, text))
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Keep programs out of the names of tests."""
+    return None if not isinstance(val, str) or val.isprintable() and len(val) < 40 else argname
