@@ -84,6 +84,10 @@ class Registry:
             why = f"{type(error).__name__}: {error}"
             raise UnknownId(f"{self.kind} {name!r} ({self._paths[name]}) does not load: {why}") from error
 
+    def note(self, name: str, trouble: str) -> None:
+        """Keep what is wrong with a plug-in for the next report."""
+        self._troubles[name] = trouble
+
     def _add(self, name: str, path: str) -> str:
         """Register, or return why not."""
         taken = self._paths.setdefault(name, path)
