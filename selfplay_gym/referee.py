@@ -161,8 +161,12 @@ class Referee:
             return None
         reward = rewards.LEARNABILITY[self.pay.learnability](rate)
         if self.pay.novelty and reward > 0:
-            reward += self.pay.novelty * rewards.count_bonus(self.shapes[programs.shape(outcome.program)])
+            reward += self.pay.novelty * rewards.count_bonus(self._others_of_shape(outcome))
         return reward
+
+    def _others_of_shape(self, task: Task) -> int:
+        """Count the stored tasks of the same shape, the task itself left out."""
+        return self.shapes[programs.shape(task.program)] - self.archive.has_key(task.key)
 
     def solver_reward(self, verdict: Verdict) -> float | None:
         """Return the solver's reward; None without a verdict."""

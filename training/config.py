@@ -33,7 +33,7 @@ class Play(_Section):
     """Who plays what in one step."""
 
     proposals: int = Field(8, ge=1, description="proposals a family and step")
-    tasks: int = Field(48, ge=1, description="tasks solved a step: the new ones, then replays")
+    tasks: int = Field(48, ge=1, description="tasks solved a step: all new ones, then replays")
     attempts: int = Field(8, ge=2, description="attempts at each task; those at a new task measure its solve rate")
     max_new_tokens: Lengths = Lengths()
     temperature: float = Field(1.0, gt=0, le=10)
@@ -132,10 +132,21 @@ class RunConfig(_Section):
     keep_checkpoints: int = Field(2, ge=2, description="one may be cut off while it is written")
     report_to: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _new_tasks_fit(self) -> RunConfig:
+        most = self.play.proposals * len(self.families)
+        if self.play.tasks < most:
+            raise ValueError(
+                f"play.tasks must be at least {most}, the proposals of all families, since each may become a task; "
+                f"got {self.play.tasks}"
+            )
+        return self
+
     @property
     def rows(self) -> int:
-        """Rows of one update at most: every proposal and every attempt."""
-        return self.play.proposals * len(self.families) + self.play.tasks * self.play.attempts
+        """Rows of one update at most: every proposal and every attempt, were every proposal a new task."""
+        proposals = self.play.proposals * len(self.families)
+        return proposals + max(self.play.tasks, proposals) * self.play.attempts
 
 
 def load(recipe: str, overrides: list[str]) -> RunConfig:
@@ -220,13 +231,13 @@ def _put(settings: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the settings"
+    place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown("setting", place, _keys(RunConfig))
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     shown = f", got {got!r}" if isinstance(got, (str, int, float)) and repr(got) not in message else ""
-    return f"{place}: {message}{shown}"
+    return f"{place}: {message}{shown}" if place else message + shown
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
