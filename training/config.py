@@ -144,9 +144,8 @@ class RunConfig(_Section):
 
     @property
     def rows(self) -> int:
-        """Rows of one update at most: every proposal and every attempt, were every proposal a new task."""
-        proposals = self.play.proposals * len(self.families)
-        return proposals + max(self.play.tasks, proposals) * self.play.attempts
+        """Rows of one update at most: every proposal and every attempt."""
+        return self.play.proposals * len(self.families) + self.play.tasks * self.play.attempts
 
 
 def load(recipe: str, overrides: list[str]) -> RunConfig:

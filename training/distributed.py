@@ -6,9 +6,10 @@ each generating its share, until rank 0 says that the step is over. No decision 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -49,18 +50,30 @@ class Ranks:
         """Return this rank's part: every ``world``-th item, so that similar neighbours are spread."""
         return items[self.rank :: self.world]
 
+    def gather(self, item: T) -> list[T]:
+        """Return every rank's ``item`` on every rank, by rank."""
+        if self.world == 1:
+            return [item]
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
+
     def unshard(self, part: list[T]) -> list[T]:
         """Return all items in order on every rank, given each rank's part."""
-        if self.world == 1:
-            return part
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, part)
-        return [parts[i % self.world][i // self.world] for i in range(sum(map(len, parts)))]
+        return _interleave(self.gather(part))
 
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.world > 1:
             dist.barrier()
+
+
+def _interleave(parts: Sequence[Sequence[T]]) -> list[T]:
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+class LeaderFailed(SelfPlayError):
+    """Rank 0 ended the run with an error, which it reports itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +90,26 @@ class SharedGenerator:
         self.backend, self.ranks = backend, ranks
 
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
-        """Return the samples in order; every follower does its share."""
+        """Return the samples in order; every follower does its share.
+
+        Raises:
+            SelfPlayError: A rank could not generate its share.
+        """
         self.ranks.broadcast(requests)
         return self._share(requests)
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """On rank 0: let the followers go when the block ends, and tell them if it failed."""
+        """On rank 0: let the followers go when the block ends, and tell them if it failed.
+
+        An interrupt may come in the middle of an exchange, where a message would never be read: then the launcher
+        ends them.
+        """
         try:
             yield
-        except BaseException as error:
-            self.ranks.broadcast(_Over(f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            with suppress(RuntimeError):  # a rank that has died is told nothing
+                self.ranks.broadcast(_Over(f"{type(error).__name__}: {error}"))
             raise
         self.ranks.broadcast(_Over())
 
@@ -95,16 +117,29 @@ class SharedGenerator:
         """On the other ranks: generate shares until rank 0 is done.
 
         Raises:
-            SelfPlayError: Rank 0 failed.
+            LeaderFailed: Rank 0 failed.
         """
         while True:
             received: Any = self.ranks.broadcast(None)
             if not isinstance(received, _Over):
                 self._share(received)
             elif received.error:
-                raise SelfPlayError(f"rank 0 failed: {received.error}")
+                raise LeaderFailed(f"rank 0 failed: {received.error}")
             else:
                 return
 
     def _share(self, requests: Sequence[Request]) -> list[Sample]:
-        return self.ranks.unshard(self.backend.generate(self.ranks.shard(requests)))
+        """Return everyone's samples; a failure is exchanged like samples, or the other ranks would wait for ever."""
+        share: list[Sample] | str
+        try:
+            share = self.backend.generate(self.ranks.shard(requests))
+        except Exception as error:
+            if self.ranks.world == 1:
+                raise
+            logging.getLogger(__name__).exception("rank %d cannot generate", self.ranks.rank)
+            share = f"rank {self.ranks.rank} cannot generate: {error}"
+        shares = self.ranks.gather(share)
+        failures = [share for share in shares if isinstance(share, str)]
+        if failures and self.ranks.is_main:
+            raise SelfPlayError(failures[0])
+        return [] if failures else _interleave([share for share in shares if not isinstance(share, str)])

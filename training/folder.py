@@ -64,13 +64,14 @@ class RunFolder:
         Raises:
             RunFolderError: Something is there already.
         """
-        if self.path.exists() and any(child.name != ".lock" for child in self.path.iterdir()):
+        if self.path.exists() and any(child.name not in (".lock", "log.txt") for child in self.path.iterdir()):
             raise RunFolderError(
                 f"{self.path} already holds a run or other files: continue that run with --resume, or choose another "
                 "--output"
             )
-        self.checkpoints.mkdir(parents=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "config.yaml", dump(config))
+        self.checkpoints.mkdir()
 
     def stored_config(self) -> RunConfig:
         """Return the settings the run was started with.
@@ -81,7 +82,7 @@ class RunFolder:
         path = self.path / "config.yaml"
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
             raise RunFolderError(f"{self.path} holds no run to resume: {path} cannot be read") from None
         return parse(settings, str(path))
 
@@ -105,7 +106,8 @@ class RunFolder:
                 shutil.rmtree(folder)
         self._truncate_metrics(step)
         for file in (self.path / "completions").glob("step-*.jsonl"):
-            if int(file.stem.removeprefix("step-")) > step:
+            written = file.stem.removeprefix("step-")
+            if written.isdecimal() and int(written) > step:
                 file.unlink()
         return step
 
@@ -115,7 +117,7 @@ class RunFolder:
 
     def _checkpoints(self) -> list[tuple[Path, int]]:
         folders = self.checkpoints.glob("checkpoint-*")
-        return [(f, int(f.name.removeprefix("checkpoint-"))) for f in folders if f.name[11:].isdigit()]
+        return [(f, int(f.name.removeprefix("checkpoint-"))) for f in folders if f.name[11:].isdecimal() and f.is_dir()]
 
     def _last_complete(self) -> int:
         return max((number for folder, number in self._checkpoints() if (folder / COMPLETE).exists()), default=0)

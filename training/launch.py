@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,6 +35,10 @@ def train(recipe: str, overrides: list[str] | None, output: Path | None, *, resu
     Raises:
         SelfPlayError: Whatever went wrong, as one line.
     """
+    if output is None and "WORLD_SIZE" in os.environ:
+        raise SelfPlayError(
+            "started by torchrun or accelerate, every process must be told the same folder: --output DIR"
+        )
     if not resume:
         config = load(recipe, overrides or [])
         return launch(config, RunFolder(output or next_output(RUNS, Path(recipe).stem)), resume=False, console=console)
@@ -53,10 +58,14 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
     # Late: torch reads the thread counts from the environment when it is imported.
     from selfplay_gym.training.run import run_rank
 
-    if "WORLD_SIZE" in os.environ:
-        return run_rank(config, folder, resume=resume, console=console)
+    if os.environ.get("RANK", "0") != "0":
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return run_rank(config, folder, resume=resume, console=Console(quiet=True))
     with RunLock(folder.path):
-        if not resume:
+        # Before there are followers, which read the settings from the folder.
+        if resume:
+            folder.resume(config)
+        else:
             folder.prepare(config)
         with _followers(config, folder) as environment:
             os.environ.update(environment)
@@ -65,13 +74,21 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
 
 @contextmanager
 def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]:
-    """Start the ranks after the first and yield the first one's environment; none of them outlives this process."""
+    """Start the ranks after the first and yield the first one's environment; none of them outlives this process.
+
+    Raises:
+        SelfPlayError: One of them ended, and the first can no longer talk to it.
+    """
+    if "WORLD_SIZE" in os.environ:
+        yield {}
+        return
     world = config.processes or _default_processes()
     if world == 1:
         yield {}
         return
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    command = [sys.executable, "-m", "selfplay_gym.training.launch", str(folder.path)]
+    command = [sys.executable, "-m", "selfplay_gym.training.launch", str(folder.path), str(os.getpid())]
+    processes: list[subprocess.Popen[bytes]] = []
     with folder.log.open("ab") as log, ExitStack() as stack:
         for rank in range(1, world):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -79,7 +96,30 @@ def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
             stack.callback(_end, process)
-        yield {**shared, "RANK": "0", "LOCAL_RANK": "0"}
+            processes.append(process)
+        try:
+            yield {**shared, "RANK": "0", "LOCAL_RANK": "0"}
+        except BaseException as error:
+            lost = None if isinstance(error, (SelfPlayError, KeyboardInterrupt)) else _first_to_fail(processes)
+            for process in processes:  # what there is to keep, rank 0 has
+                process.kill()
+            if lost is None:
+                raise
+            raise SelfPlayError(
+                f"{lost}, see {folder.log}; go on with: selfplay-gym train --resume --output {folder.path}"
+            ) from error
+
+
+def _first_to_fail(processes: Sequence[subprocess.Popen[bytes]]) -> str | None:
+    """Say which follower ended by itself, if one did; its end may be noticed a moment after its silence."""
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        for rank, process in enumerate(processes, start=1):
+            if code := process.poll():
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                return f"process {rank} of the run {how}"
+        time.sleep(0.05)
+    return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -105,21 +145,23 @@ def _free_port() -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Follow as one of the further ranks of the run in the folder named."""
+    """Follow as one of the further ranks of the run in the folder named, started by the process named."""
+    _die_with(int(arguments[1]))
+    from selfplay_gym.training.distributed import LeaderFailed
     from selfplay_gym.training.run import run_rank
 
-    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when to stop
     folder = RunFolder(Path(arguments[0]))
     try:
         return run_rank(folder.stored_config(), folder, resume=True, console=Console(quiet=True))
+    except LeaderFailed:
+        return 0
     except SelfPlayError as error:
         print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
         return 1
 
 
-def _die_with_parent() -> None:
-    parent = os.getppid()
+def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)

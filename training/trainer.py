@@ -157,8 +157,8 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
 def slots(config: RunConfig, world: int) -> tuple[int, int, int]:
     """Return (slots, rows a forward pass and process, passes a step) that hold a step's rows and one filler.
 
-    >>> slots(RunConfig.model_validate({"play": {"proposals": 1, "tasks": 2, "attempts": 4}}), 2)
-    (12, 6, 1)
+    >>> slots(RunConfig.model_validate({"play": {"proposals": 1, "tasks": 4, "attempts": 4}}), 2)
+    (20, 10, 1)
     """
     needed = -(-(config.rows + 1) // world)
     passes = -(-needed // config.update.micro_batch)

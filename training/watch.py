@@ -52,14 +52,16 @@ class StepWatch:
     def _rewards(self, rows: Sequence[Row]) -> None:
         for kind in sorted({(row.role, row.family) for row in rows}):
             paid = [row.reward for row in rows if (row.role, row.family) == kind and row.reward is not None]
-            self.metrics["/".join((*kind, "reward"))] = sum(paid) / len(paid) if paid else 0.0
+            if paid:  # without a verdict there is nothing to report, least of all a zero
+                self.metrics["/".join((*kind, "reward"))] = sum(paid) / len(paid)
 
     def _proposals(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
         proposals = [row for row in rows if row.role == "propose"]
         for family in sorted({row.family for row in proposals}):
             own = [o for row, o in zip(proposals, outcomes, strict=True) if row.family == family]
             judged = [outcome for outcome in own if not isinstance(outcome, NoVerdict)]
-            self.metrics[f"propose/{family}/admitted"] = _share([isinstance(outcome, Task) for outcome in judged])
+            if judged:
+                self.metrics[f"propose/{family}/admitted"] = _share([isinstance(outcome, Task) for outcome in judged])
         rejected = Counter(outcome.check for outcome in outcomes if isinstance(outcome, Rejected))
         self.metrics.update({f"rejected/{check}": count for check, count in sorted(rejected.items())})
         admitted = [outcome for outcome in outcomes if isinstance(outcome, Task)]
