@@ -9,8 +9,9 @@ probes, and those probes again that gave a value.
 from __future__ import annotations
 
 import ast
+import contextlib
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from selfplay_gym import literals, probes, programs
@@ -107,7 +108,7 @@ class Gate:
 
     def __init__(self, executor: Executor, config: GateConfig | None = None, held_out: Iterable[str] = ()) -> None:
         self.executor, self.config = executor, config or GateConfig()
-        self.held_out = frozenset(programs.identity(program) for program in held_out)
+        self.held_out = frozenset(_identities(held_out))
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Outcome]:
         """Return one outcome a candidate, in order. Two that do the same in one batch: only the first is new."""
@@ -229,6 +230,12 @@ class Gate:
         if self._on("held_out") and self.held_out and programs.identity(outcome.program) in self.held_out:
             return Rejected("held_out", "the program is in a held-out set")
         return outcome
+
+
+def _identities(held_out: Iterable[str]) -> Iterator[str]:
+    for program in held_out:
+        with contextlib.suppress(programs.NotAProgram):  # then no proposal can be it either
+            yield programs.identity(program)
 
 
 def _outcome(candidate: Candidate, runs: Sequence[Execution]) -> Outcome:

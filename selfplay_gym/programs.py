@@ -12,6 +12,7 @@ import warnings
 from typing import NamedTuple
 
 MAX_SOURCE = 65_536
+MAX_DEPTH = 100  # of the tree. Beyond a few hundred it would depend on the caller's own stack whether it can be read.
 
 # Where a node holds a name that the program may choose freely. Attributes and keywords of calls are not free.
 _FREE_NAMES: dict[type[ast.AST], str] = {
@@ -37,16 +38,22 @@ def parse(program: str) -> ast.Module:
     """Return the syntax tree.
 
     Raises:
-        NotAProgram: Bad syntax, over `MAX_SOURCE` characters, or beyond what the parser can take.
+        NotAProgram: Bad syntax, over `MAX_SOURCE` characters, or nested more deeply than `MAX_DEPTH`.
     """
     if len(program) > MAX_SOURCE:
         raise NotAProgram("too large")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse(program)
+            tree = ast.parse(program)
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
         raise NotAProgram(f"{type(error).__name__}: {str(error)[:120]}") from None
+    level: list[ast.AST] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise NotAProgram("nested too deeply")
+    return tree
 
 
 def identity(program: str) -> str:
@@ -61,7 +68,6 @@ def identity(program: str) -> str:
     own = {name for node in ast.walk(tree) if (name := _binds(node)) is not None}
     numbers: dict[str, str] = {}
     words: list[str] = []
-    # A stack instead of recursion: a tree may be deeper than Python recurses.
     todo: list[object] = [tree]
     while todo:
         item = todo.pop()
