@@ -11,7 +11,7 @@ from selfplay_gym.types import Execution, Job, Status, Tier
 
 
 class FakeExecutor:
-    """Starts no process: ``answer`` says how a run of a program on an input ends. Remembers the batches it was given."""
+    """Starts no process: ``answer`` says how a program ends on an input. Remembers the batches it was given."""
 
     tier = Tier.FULL
 
@@ -44,8 +44,3 @@ def fake() -> Callable[[Callable[[str, str], Execution]], FakeExecutor]:
 def echo() -> FakeExecutor:
     """An executor for which every program returns its argument."""
     return FakeExecutor(lambda program, text: Execution(Status.OK, text))
-
-
-def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Keep programs out of the names of tests."""
-    return None if not isinstance(val, str) or val.isprintable() and len(val) < 40 else argname
