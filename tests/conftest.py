@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from hypothesis import settings
 
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.types import Execution, Job, Status, Tier
+
+settings.register_profile("no deadline", deadline=None)  # one example is slow when the machine is busy
+settings.load_profile("no deadline")
 
 
 class FakeExecutor:
