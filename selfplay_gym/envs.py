@@ -201,7 +201,8 @@ class Episode:
     @property
     def dialogue(self) -> str:
         """The dialogue so far, for people."""
-        return "\n".join(f"--- {heading} ---\n{text}" for heading, text in [*self.said, ("prompt", self.prompt)])
+        asked = [] if self.over else [_heading(self)]
+        return "\n".join(f"--- {heading} ---\n{text}" for heading, text in [*self.said, *asked])
 
 
 class Game(ABC):
@@ -238,7 +239,7 @@ class Game(ABC):
         if any(episode.over for episode in episodes):
             raise ResetNeeded("the episode is over; call reset() before the next step()")
         for episode, text in zip(episodes, texts, strict=True):
-            episode.said += [(f"{episode.family}: prompt to {episode.role}", episode.prompt), ("answer", text)]
+            episode.said += [_heading(episode), ("answer", text)]
         turns = self._judge(episodes, texts)
         for episode, turn in zip(episodes, turns, strict=True):
             episode.prompt, episode.over = turn.observation, turn.terminated or turn.truncated
@@ -494,6 +495,10 @@ def _end(episode: Episode, **told: Any) -> Turn:
     """Return the last turn: terminated, or truncated where nothing is known."""
     unknown_end = bool(told.get("no_verdict"))
     return _turn(episode, "", terminated=not unknown_end, truncated=unknown_end, **told)
+
+
+def _heading(episode: Episode) -> tuple[str, str]:
+    return f"{episode.family}: prompt to {episode.role}", episode.prompt
 
 
 def _judged(episode: Episode) -> int:
