@@ -221,11 +221,11 @@ def _put(settings: dict[str, Any], override: str) -> None:
     for parent in parents:
         settings = settings.setdefault(parent, {})
         if not isinstance(settings, dict):
-            raise InvalidConfig(f"--set {override}: {parent!r} is a value, not a section")
+            raise InvalidConfig(f"--set {override!r}: {parent!r} is a value, not a section")
     try:
         settings[last] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise InvalidConfig(f"--set {override}: {text!r} is not a YAML value") from None
+        raise InvalidConfig(f"--set {key!r}: {text!r} is not a YAML value") from None
 
 
 def _explain(error: ValidationError) -> str:
