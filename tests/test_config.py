@@ -1,0 +1,204 @@
+"""The settings of a run: what a recipe and ``--set`` can say, and the one line that answers a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
+from selfplay_gym.training import config
+
+RECIPES = config.recipes()
+
+
+def refusal_of(recipe: str, *overrides: str) -> str:
+    with pytest.raises(SelfPlayError) as caught:
+        config.load(recipe, list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "pydantic" not in message.lower()
+    assert "http" not in message
+    return message
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_shipped_recipe_is_valid_and_written_out_whole(recipe: str) -> None:
+    settings = config.load(recipe, [])
+    again = config.parse(yaml.safe_load(config.dump(settings)), "dump")
+    assert again == settings
+    assert again.gate.build() == settings.gate.build()
+    assert again.reward.build() == settings.reward.build()
+
+
+def test_nano_is_among_the_recipes() -> None:
+    assert "nano" in RECIPES
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("step=3", "'steps'"),
+        ("play.atempts=3", "'play.attempts'"),
+        ("play.max_new_tokens.solv=3", "'play.max_new_tokens.solve'"),
+        ("gate.cpu_second=1", "'gate.cpu_seconds'"),
+        ("holdout.sample=3", "'holdout.samples'"),
+        ("update.learnin_rate=1e-3", "'update.learning_rate'"),
+        ("reward.learnability=peek", "'peak'"),
+        ("reward.solver=azr", "'azr-code'"),
+        ("update.advantage=grup", "'group'"),
+    ],
+)
+def test_an_unknown_name_brings_the_nearest(override: str, nearest: str) -> None:
+    message = refusal_of("nano", override)
+    assert nearest in message.partition("did you mean ")[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("play.attempts=1", ["play.attempts", "2", "got 1"]),
+        ("play.attempts=many", ["play.attempts", "integer", "'many'"]),
+        ("play.temperature=0", ["play.temperature", "greater than 0"]),
+        ("play.temperature=.nan", ["play.temperature", "got nan"]),
+        ("play.temperature=1e999", ["play.temperature", "finite"]),
+        ("update.entropy_coef=.nan", ["update.entropy_coef", "finite"]),
+        ("reward.novelty=.inf", ["reward.novelty", "finite"]),
+        ("reward.novelty=-1", ["reward.novelty", "-1"]),
+        ("gate.cpu_seconds=0", ["gate", "cpu_seconds", "0.001"]),
+        ("gate.wall_seconds=0.01", ["gate", "wall_seconds"]),
+        ("gate.program_characters=0", ["gate", "program_characters"]),
+        ("gate.disabled=[syntax]", ["gate", "syntax", "cannot be disabled"]),
+        ("gate.disabled=new", ["gate.disabled", "'new'"]),
+        ("gate=", ["gate", "dictionary"]),
+        ("holdout.problems=151", ["holdout.problems", "150"]),
+        ("holdout=[1]", ["holdout"]),
+        ("families={}", ["families", "1"]),
+        ("families.deduction=6", ["families.deduction", "dictionary", "6"]),
+        ("style=long", ["style", "'azr', 'chat' or 'compact'", "'long'"]),
+        ("update.loss_type=ppo", ["update.loss_type", "'ppo'"]),
+        ("seed=-1", ["seed", "-1"]),
+        ("seed=1.5", ["seed", "1.5"]),
+        ("steps=", ["steps", "integer"]),
+        ("model=3", ["model", "string"]),
+        ("steps", ["key=value", "'steps'"]),
+        ("=3", ["key=value"]),
+        ("", ["key=value"]),
+        ("steps.more=3", ["'steps' is a value"]),
+        ("play.attempts.x=3", ["'attempts' is a value"]),
+        ("play.x.y=3", ["play.x"]),
+        ("steps=[1", ["not a YAML value"]),
+        ("steps={a", ["not a YAML value"]),
+        ("model=[\n", ["not a YAML value"]),
+        ("steps.a\n.b=2", ["is a value"]),
+        ("model=2024-13-45", ["not a YAML value"]),
+        ("model=" + "[" * 5000, ["not a YAML value"]),
+        ("model=!!python/object/apply:os.getcwd []", ["not a YAML value"]),
+    ],
+)
+def test_an_impossible_value_is_one_line(override: str, words: list[str]) -> None:
+    message = refusal_of("nano", override)
+    assert all(word in message for word in words), message
+
+
+def test_overrides_are_put_in_from_left_to_right() -> None:
+    settings = config.load(
+        "nano",
+        ["steps=7", "steps=8", "play.max_new_tokens.solve=12", "families.deduction.references=3", "holdout=null"],
+    )
+    assert settings.steps == 8
+    assert settings.play.max_new_tokens.solve == 12
+    assert settings.play.max_new_tokens.propose == config.load("nano", []).play.max_new_tokens.propose
+    assert settings.families["deduction"]["references"] == 3
+    assert settings.holdout is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1.0e-4", 1e-4), ("0.5", 0.5), ("1", 1.0), ("'0.25'", 0.25)]
+)
+def test_numbers_may_be_written_as_people_write_them(text: str, value: float) -> None:
+    assert config.load("nano", [f"update.learning_rate={text}"]).update.learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: [", ["not YAML"]),
+        ("steps: 3\n\tplay: 4", ["not YAML"]),
+        ("\x07", ["not YAML"]),
+        ("model: 2024-13-45", ["not YAML"]),
+        ("- steps", ["mapping", "list"]),
+        ("", ["mapping", "NoneType"]),
+        ("just words", ["mapping", "str"]),
+        ("1: 2", ["1"]),
+        ("stepps: 3", ["'steps'"]),
+        ("play:", ["play", "dictionary"]),
+        ("play: {attempts: 1}", ["play.attempts", "got 1"]),
+        ("? [a, b]\n: c", ["not YAML"]),
+        ("model: |\n  two\n  lines\nsteps: x", ["steps"]),
+        ("steps: |\n  two\n  lines", ["steps", r"'two\nlines"]),
+        ("!!python/object/apply:os.getcwd []", ["not YAML"]),
+    ],
+)
+def test_a_bad_recipe_file_is_one_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    message = refusal_of(str(file))
+    assert str(file) in message
+    assert all(word in message for word in words), message
+
+
+def test_a_recipe_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    assert "No such file" in refusal_of(str(tmp_path / "none.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    assert "directory" in refusal_of(str(tmp_path / "folder.yaml"))
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xff")
+    assert "cannot be read" in refusal_of(str(tmp_path / "bytes.yaml"))
+
+
+def test_an_unknown_recipe_brings_the_nearest() -> None:
+    with pytest.raises(UnknownId, match=r"did you mean 'nano'.*\.yaml"):
+        config.load("nanno", [])
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(sorted(config.RunConfig.model_fields)) | st.text(max_size=8)
+
+
+@given(st.dictionaries(NAMES, JUNK, max_size=4))
+def test_any_mapping_is_accepted_or_refused_in_one_line(settings: dict[str, object]) -> None:
+    message = message_of(lambda: config.parse(settings, "here"))
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+@given(NAMES, st.text(max_size=20))
+def test_any_override_is_accepted_or_refused_in_one_line(key: str, text: str) -> None:
+    assert "\n" not in message_of(lambda: config.load("nano", [f"{key}={text}"]))
+
+
+def message_of(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except InvalidConfig as refusal:
+        return str(refusal)
+    return ""
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    settings = config.load("nano", [])
+    with pytest.raises(ValueError, match="frozen"):
+        settings.steps = 5  # type: ignore[misc]
+
+
+def test_rows_are_every_proposal_and_every_attempt() -> None:
+    settings = config.load("nano", ["play.proposals=2", "play.tasks=6", "play.attempts=4"])
+    assert settings.rows == 2 * 3 + 6 * 4
