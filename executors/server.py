@@ -48,10 +48,10 @@ PRELOADED = (
     "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "collections",
     "collections.abc", "contextlib", "copy", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
     "functools", "hashlib", "heapq", "io", "itertools", "json", "keyword", "math", "numbers", "operator", "os",
-    "pprint", "random", "re", "reprlib", "statistics", "string", "struct", "sys", "textwrap", "time", "traceback",
-    "types", "typing", "unicodedata", "warnings", "zlib", "_strptime", "encodings.ascii", "encodings.latin_1",
-    "encodings.utf_16",
-    "encodings.utf_8_sig", "encodings.unicode_escape", "encodings.hex_codec", "encodings.rot_13",
+    "pprint", "queue", "random", "re", "reprlib", "signal", "statistics", "string", "struct", "sys", "textwrap",
+    "threading", "time", "traceback", "types", "typing", "unicodedata", "warnings", "zlib", "_strptime",
+    "encodings.ascii", "encodings.latin_1", "encodings.utf_16", "encodings.utf_8_sig", "encodings.unicode_escape",
+    "encodings.hex_codec", "encodings.rot_13",
 )  # fmt: skip
 
 # What the server itself needs and a program has no use for.
@@ -191,6 +191,7 @@ def _forget_modules() -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] in HIDDEN or name in HIDDEN:
             del sys.modules[name]
+    vars(sys.modules["__main__"]).clear()
     sys.path[:] = []
     sys.path_importer_cache.clear()
     sys.argv[:] = [""]
@@ -313,15 +314,14 @@ class Server:
         finally:
             os.kill(child, _signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
-            extra = bool(os.read(read_end, 1)) if fault == "" else False
+            extra = watch.has_more()
             os.close(read_end)
-        if fault == "" and watch.complete and not extra:
+        if watch.complete and not extra:
             return watch.frames, None
         if self._tier == "full":
             _end_all_others()
-        if fault == "" and watch.complete:  # more than was asked for: nothing this child said can stand
-            forged = self._fault("crashed", "protocol")
-            return [forged] * len(watch.frames), None
+        if watch.complete:  # more than was asked for: nothing this child said can stand
+            return [self._fault("crashed", "protocol")] * len(watch.frames), None
         if fault == "":
             return watch.frames, self._fault_of_exit(status, over_budget)
         return watch.frames, self._fault(*fault.split(":", 1))
@@ -454,12 +454,16 @@ class _Watch:
                 self._buffer += chunk
                 if not self._take_frames():
                     return "crashed:protocol"
-            elif self.cpu_left() <= 0:
-                return "timeout:cpu"
-            elif self._wall_left() <= 0:
-                return "timeout:wall"
-            patience = min(self.cpu_left(), self._wall_left())
-        return "crashed:protocol" if self._buffer else ""
+            if not self.complete:  # looked at even while bytes arrive: they may be meant to keep us here
+                cpu_left, wall_left = self.cpu_left(), self._wall_left()
+                if cpu_left <= 0 or wall_left <= 0:
+                    return "timeout:cpu" if cpu_left <= 0 else "timeout:wall"
+                patience = min(cpu_left, wall_left)
+        return ""
+
+    def has_more(self) -> bool:
+        """Return whether the child, now dead, said more than it was asked for."""
+        return bool(self._buffer) or (bool(self._poll.poll(0)) and bool(os.read(self._pipe, 1)))
 
     def _take_frames(self) -> bool:
         """Move whole frames out of the buffer; return whether all is well formed."""

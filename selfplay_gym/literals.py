@@ -179,7 +179,7 @@ class _Encoder:
             body = self._join(value, depth)
             return f"({body},)" if len(value) == 1 else f"({body})"  # type: ignore[arg-type]
         if kind is set or kind is frozenset:
-            body = ", ".join(sorted(self._items(value, depth)))
+            body = ", ".join(sorted(_distinct(self._items(value, depth))))
             text = f"{{{body}}}" if body else "set()"
             return text if kind is set else f"frozenset({text if body else ''})"
         if kind is dict:
@@ -195,7 +195,8 @@ class _Encoder:
 
     def _pairs(self, value: dict[object, object], depth: int) -> list[str]:
         self._spend("{}" + ": , " * len(value))
-        pairs = [(self.write(k, depth - 1), self.write(v, depth - 1)) for k, v in value.items()]
+        keys = _distinct([self.write(key, depth - 1) for key in value])
+        pairs = list(zip(keys, [self.write(item, depth - 1) for item in value.values()], strict=True))
         return [f"{key}: {item}" for key, item in (pairs if self.keep_order else sorted(pairs))]
 
     def _spend(self, text: str) -> str:
@@ -203,6 +204,13 @@ class _Encoder:
         if self.left < 0:
             raise NotALiteral("too large")
         return text
+
+
+def _distinct(texts: list[str]) -> list[str]:
+    """Refuse what no literal can say: several NaNs that a set or dict holds apart."""
+    if len(set(texts)) < len(texts):
+        raise NotALiteral("items that only their identity tells apart")
+    return texts
 
 
 def _scalar(value: object) -> str:
