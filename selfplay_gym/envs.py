@@ -44,7 +44,7 @@ from selfplay_gym.gate import Gate, GateConfig, Outcome
 from selfplay_gym.protocols import Executor, ProposingFamily
 from selfplay_gym.referee import ProposalRequest, Referee, RewardConfig, judge_answers
 from selfplay_gym.registry import executors, families, make_family, unknown
-from selfplay_gym.types import Execution, Job, NoVerdict, Rejected, Role, Task, Tier, Verdict
+from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Rejected, Role, Task, Tier, Verdict
 
 CHARSET = "\t\n" + "".join(map(chr, range(32, 127)))
 """Every character of an observation, unless an environment is made with another ``charset``."""
@@ -401,6 +401,7 @@ class Solving(Game):
         tasks: What to draw from. By default the family's seed tasks.
         archive: File, or open `Archive`, whose live tasks of the family are drawn from as well. Only read.
         solver: The solver's reward (`rewards.SOLVER`).
+        limits: Of each run, for tasks that were admitted under other limits than the default ones.
         executor: As in `Game`.
         players: As in `Game`.
 
@@ -418,10 +419,12 @@ class Solving(Game):
         tasks: Iterable[Task] | None = None,
         archive: Archive | str | Path | None = None,
         solver: str = "zero-one",
+        limits: Limits | None = None,
         executor: Executor | str | None = None,
         players: int = 1,
     ) -> None:
         super().__init__(executor, players)
+        self.limits = limits
         self.reward = rewards.SOLVER[RewardConfig(solver=solver).solver]
         self.family = make_family(family, style, **(settings or {}))
         self.archive = None if archive is None else self._open(archive, write=False)
@@ -444,7 +447,7 @@ class Solving(Game):
 
     def _judge(self, episodes: Sequence[Episode], texts: Sequence[str]) -> list[Turn]:
         tasks = [episode.task for episode in episodes if episode.task is not None]
-        verdicts = judge_answers([self.family] * len(tasks), tasks, texts, self.executor)
+        verdicts = judge_answers([self.family] * len(tasks), tasks, texts, self.executor, self.limits)
         return [self._pay(episode, verdict) for episode, verdict in zip(episodes, verdicts, strict=True)]
 
     def _pay(self, episode: Episode, verdict: Verdict) -> Turn:

@@ -27,6 +27,7 @@ from selfplay_gym import (
     InvalidConfig,
     InvalidData,
     Job,
+    Limits,
     SelfPlayEnv,
     Status,
     Task,
@@ -48,6 +49,9 @@ PAIRS = "".join(f"```input\n{n}\n```\n" for n in range(10)) + "```message\nGive 
 PROPOSALS = {"deduction": TRIPLET, "abduction": TRIPLET, "induction": PAIRS}
 RIGHT = {"deduction": "[15, 8]", "abduction": "5, 3", "induction": "```python\ndef f(x):\n    return x\n```"}
 WRONG = {"deduction": "[8, 15]", "abduction": "1, 1", "induction": "```python\ndef f(x):\n    return 0\n```"}
+
+
+QUICK = Limits(cpu_seconds=0.1, wall_seconds=1.0)
 
 
 def framed(answer: str) -> str:
@@ -130,8 +134,8 @@ def test_spaces_are_text_that_holds_every_prompt(env_id: str, make: Callable[...
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_seed_fixes_prompts_and_rewards_to_the_bit(env_id: str, make: Callable[..., TextEnv]) -> None:
     def played(env: TextEnv) -> list[Any]:
-        agent, log = random.Random(1), []
-        log.append(env.reset(seed=7))
+        agent = random.Random(1)
+        log: list[Any] = [env.reset(seed=7)]
         for _ in range(12):
             log.append(env.step(scripted(log[-1][-1], agent)))
             if log[-1][2] or log[-1][3]:
@@ -325,7 +329,7 @@ def test_a_trivial_or_impossible_task_earns_its_proposer_nothing(
 def test_a_refused_proposal_ends_the_episode_with_its_penalty(
     text: str, check: str, make: Callable[..., TextEnv]
 ) -> None:
-    env = make(gate=GateConfig(limits=quick()))
+    env = make(gate=GateConfig(limits=QUICK))
     env.reset(seed=0, options={"family": "deduction"})
     observation, reward, terminated, truncated, info = env.step(text)
     assert (observation, reward, terminated, truncated) == ("", -1.0, True, False)
@@ -333,10 +337,11 @@ def test_a_refused_proposal_ends_the_episode_with_its_penalty(
     assert info["reward_parts"] == {"propose": -1.0, "solve": 0.0}
 
 
-def quick() -> Any:
-    from selfplay_gym import Limits
-
-    return Limits(cpu_seconds=0.2, wall_seconds=1.0)
+def test_limits_of_an_answer_can_be_set(make: Callable[..., TextEnv]) -> None:
+    env = make("selfplay_gym/Induction-v0", limits=QUICK)
+    env.reset(seed=0)
+    info = env.step(framed("```python\ndef f(x):\n    while True:\n        pass\n```"))[4]
+    assert (info["reason"], info["passed"]) == ("timeout", False)
 
 
 def test_a_switched_off_check_lets_the_proposal_through(make: Callable[..., TextEnv]) -> None:
@@ -418,7 +423,9 @@ def test_an_attempt_without_a_verdict_is_left_out_of_the_mean(fake: Callable[...
     assert (broken[1], broken[2], broken[3], broken[4]["no_verdict"]) == (0.0, False, False, True)
     assert broken[4]["reason"] == "the machinery broke"
     assert (last[2], last[3], last[4]["no_verdict"], last[4]["solve_rate"]) == (True, False, False, 0.5)
-    assert first[1] + last[1] == pytest.approx(0.5 + 0.5 * 0.5)  # learnability of 1/2, and half of the mean 1/2
+    assert float(first[1]) + float(last[1]) == pytest.approx(
+        0.5 + 0.5 * 0.5
+    )  # learnability of 1/2, and half of the mean 1/2
     env.close()
 
 
@@ -567,10 +574,10 @@ def test_an_own_sandbox_starts_when_it_is_needed_and_ends_with_the_environment()
     assert isinstance(executor, LazySandbox)
     env.reset(seed=0)
     env.step("no frame")
-    assert executor._started is None
+    assert vars(executor)["_started"] is None
     env.reset()
     assert env.step(framed("'Hello world'"))[1] == 1.0
-    assert executor._started is not None
+    assert vars(executor)["_started"] is not None
     env.close()
     env.close()
     env.unwrapped.reset(seed=0)
