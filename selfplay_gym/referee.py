@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 
 from selfplay_gym import programs, rewards
 from selfplay_gym.archive import Archive, StoredTask
-from selfplay_gym.errors import InvalidConfig
+from selfplay_gym.errors import ExecutorError, InvalidConfig, InvalidData
 from selfplay_gym.frame import answer_of
 from selfplay_gym.gate import Candidate, Gate, Outcome
 from selfplay_gym.protocols import Executor, ProposingFamily, TaskFamily
 from selfplay_gym.registry import unknown
-from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Rejected, Status, Task, Verdict
+from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Proposal, Rejected, Status, Task, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,13 @@ class Referee:
         self.shapes = Counter(programs.shape(stored.task.program) for stored in archive.tasks(evicted=True))
 
     def _seed(self) -> None:
+        """Put the families' seed tasks into an empty archive, through the gate like any other task."""
         live = self.archive.counts()
+        seeds = [t for name, family in self.proposing.items() if not live.get(name) for t in family.seeds()]
+        outcomes = self.gate.judge([Candidate(t.family, Proposal(t.program, t.inputs, t.message)) for t in seeds])
         with self.archive.transaction():
-            for name, family in self.proposing.items():
-                if not live.get(name):
-                    for task in family.seeds():
-                        self.archive.add_task(task, step=0)
+            for seed, outcome in zip(seeds, outcomes, strict=True):
+                self.archive.add_task(_proven(seed, outcome), step=0)
 
     # -- propose ---------------------------------------------------------------------------------------------------
 
@@ -187,6 +188,17 @@ class Referee:
             elif isinstance(outcome, Rejected):
                 self.archive.record_rejection(step, request.family, outcome.check, outcome.detail, text)
         return ids
+
+
+def _proven(seed: Task, outcome: Outcome) -> Task:
+    """Return the seed as the executor saw it."""
+    if isinstance(outcome, NoVerdict):
+        raise ExecutorError(f"a seed task of {seed.family} could not be run: {outcome.detail}")
+    if isinstance(outcome, Rejected):
+        raise InvalidData(f"a seed task of {seed.family} is refused by {outcome.check}: {outcome.detail}")
+    if outcome.outputs != seed.outputs:
+        raise InvalidData(f"a seed task of {seed.family} gives {outcome.outputs}, not {seed.outputs}")
+    return outcome
 
 
 def judge_answers(
