@@ -2,43 +2,82 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from pydantic import ValidationError
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from selfplay_gym import registry, suites
-from selfplay_gym.errors import InvalidConfig, SelfPlayError
+from selfplay_gym import __version__, registry, suites
+from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError
+from selfplay_gym.output import inert, write_whole
 from selfplay_gym.types import Job, Limits, Tier
+
+INTERRUPTED = 130
+LARGEST_PROGRAM = 64 * 2**20
+"""Bytes of a program file that are read: beyond this the sandbox refuses it anyway."""
+
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""Wrong use of a command, exit code 2. typer names its children only."""
 
 app = typer.Typer(
     name="selfplay-gym",
-    help="A verifiable self-play reasoning gym with code-execution rewards.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
+# No markup: what is printed may hold a model's or a program's words.
+console = Console(markup=False, emoji=False, highlight=False)
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file as JSON.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the data files [env: SELFPLAY_GYM_DATA].")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Also write the result as JSON; - prints it on stdout in place of the table."
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the data files; without it the variable SELFPLAY_GYM_DATA says."),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"selfplay-gym {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A verifiable self-play reasoning gym with code-execution rewards."""
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`list recipes`) or a .yaml file.")] = "nano",
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A shipped recipe (`list recipes`) or a .yaml file.")
+    ] = "nano",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as steps=20.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as steps=20; may be repeated."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder; by default a new one under runs/.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; by default a new one under runs/.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
 ) -> None:
     """Train by self-play, and measure on frozen hold-outs before and after."""
@@ -50,22 +89,29 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    suite: Annotated[str, typer.Option(help="Suites, separated by commas (`list suites`).")],
-    model: Annotated[str | None, typer.Argument(help="Checkpoint folder, hub id, or `nano`.")] = None,
-    completions: Annotated[Path | None, typer.Option(help="Score stored completions; MODEL is then left out.")] = None,
+    suite: Annotated[str, typer.Option(metavar="A,B", help="Suites, separated by commas (`list suites`).")],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or `nano`.")] = None,
+    completions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score stored completions; MODEL is then left out.")
+    ] = None,
     data_dir: DataDir = None,
-    samples: Annotated[int, typer.Option(help="Completions a problem.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest completion.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each suite.")] = None,
-    style: Annotated[str | None, typer.Option(help="Prompt style: azr, chat or compact.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes every sample.")] = 0,
-    keep: Annotated[Path | None, typer.Option(help="Write the completions to this file.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions a problem.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest completion; by default 160 in the compact style, else 2048.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems of each suite.")] = None,
+    style: Annotated[
+        str | None, typer.Option(help="Prompt style: azr, chat or compact; by default what suits the tokenizer.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every sample.")] = 0,
+    keep: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the completions to this file.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Score MODEL, or stored completions, on held-out suites; every answer is judged in the sandbox."""
     if (model is None) == (completions is None):
-        raise InvalidConfig("eval takes either a MODEL or --completions FILE, and not both")
+        raise UsageError("eval takes either a MODEL or --completions FILE, and not both")
+    _check_places(json_file, keep)
     names = [name.strip() for name in suite.split(",") if name.strip()]
     with registry.executors.load("sandbox")() as executor:
         if completions is not None:
@@ -81,48 +127,63 @@ def evaluate(
                 str(model), names, executor,
                 sampling=sampling, style=style, data_dir=data_dir, limit=limit, keep=keep, console=_progress_console(),
             )  # fmt: skip
-    console.print(report.table())
-    _write_json(json_file, report.as_dict())
+    _show(report.table(), report.as_dict(), json_file)
 
 
 @app.command()
-def compare(before: Path, after: Path, json_file: JsonFile = None) -> None:
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `eval --json`.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one, on the same data.")],
+    json_file: JsonFile = None,
+) -> None:
     """Compare two files of `eval --json`: paired difference with its interval."""
     from selfplay_gym import comparison
 
+    _check_places(json_file)
     found = comparison.compare_files(before, after)
-    console.print(comparison.table(found))
-    _write_json(json_file, comparison.as_dict(found))
+    _show(comparison.table(found), comparison.as_dict(found), json_file)
 
 
 @app.command(name="exec")
 def execute(
-    file: Annotated[Path, typer.Argument(help="A program that defines the entry function; read as bytes.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A program that defines the entry function; read as bytes.")
+    ],
     inputs: Annotated[
-        list[str] | None, typer.Option("--input", help="Argument list, such as \"3, 'a'\"; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="TEXT", help="Argument list, such as \"3, 'a'\"; may be repeated. None: no arguments."
+        ),
     ] = None,
     entry: Annotated[str, typer.Option(help="Function to call.")] = "f",
     policy: Annotated[str, typer.Option(help="plain, or strict as for proposals.")] = "plain",
-    check_determinism: Annotated[bool, typer.Option(help="Run each input three times in two processes.")] = False,
-    cpu_seconds: Annotated[float, typer.Option(help="Processor time for each input.")] = 1.0,
-    memory_mb: Annotated[int, typer.Option(help="Memory for each input, in MiB.")] = 256,
-    tier: Annotated[Tier | None, typer.Option(help="Insist on this isolation.")] = None,
-    allow_process_only: Annotated[bool, typer.Option(help="Accept a host without any system-call filter.")] = False,
-    as_json: JsonFlag = False,
+    check_determinism: Annotated[
+        bool, typer.Option("--check-determinism", help="Run each input three times in two processes.")
+    ] = False,
+    cpu_seconds: Annotated[float, typer.Option(min=0.001, max=3600, help="Processor time for each input.")] = 1.0,
+    memory_mb: Annotated[int, typer.Option(min=1, max=2**20, help="Memory for each input, in MiB.")] = 256,
+    tier: Annotated[Tier | None, typer.Option(help="Insist on this isolation; by default the strongest here.")] = None,
+    allow_process_only: Annotated[
+        bool, typer.Option("--allow-process-only", help="Accept a host without any system-call filter.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON and nothing else: an object, or a list of them for several inputs."),
+    ] = False,
 ) -> None:
     """Run a program in the sandbox; exit code 0 when every run is ok, else 1."""
     if policy not in ("plain", "strict"):
-        raise InvalidConfig(f"policy must be plain or strict, got {policy!r}")
+        raise UsageError(registry.unknown("policy", policy, ["plain", "strict"]))
     limits = Limits(cpu_seconds, max(5.0, 2 * cpu_seconds), memory_mb * 2**20)
     job = Job(
-        file.read_bytes(), tuple(inputs or [""]), entry, limits, policy="strict" if policy == "strict" else "plain",
+        _program(file), tuple(inputs or [""]), entry, limits, policy="strict" if policy == "strict" else "plain",
         check_determinism=check_determinism,
     )  # fmt: skip
     with registry.executors.load("sandbox")(workers=1, tier=tier, allow_process_only=allow_process_only) as executor:
         runs = executor.run([job])[0]
         found = [_execution(run, executor.tier) for run in runs]
     if as_json:
-        typer.echo("\n".join(json.dumps(run) for run in found))
+        typer.echo(json.dumps(found if len(found) > 1 else found[0]))
     else:
         _print_runs(job.inputs, found)
     raise typer.Exit(0 if all(run["status"] == "ok" for run in found) else 1)
@@ -148,7 +209,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or not.")]) -> None:
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")]) -> None:
     """Write RUN/report.html: the result, the curves and the newest tasks, in one file."""
     from selfplay_gym.report import write_report
 
@@ -157,13 +218,13 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder, finished or n
 
 @app.command()
 def pretrain(
-    output: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
-    examples: Annotated[int, typer.Option(help="Transcripts of small programs to learn from.")] = 400_000,
-    hidden: Annotated[int, typer.Option(help="Width, a multiple of 64.")] = 128,
-    layers: Annotated[int, typer.Option(help="Depth.")] = 6,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-    seed: Annotated[int, typer.Option(help="Of data and weights.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the checkpoint.")],
+    examples: Annotated[int, typer.Option(min=1, help="Transcripts of small programs to learn from.")] = 400_000,
+    hidden: Annotated[int, typer.Option(min=64, help="Width, a multiple of 64.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="Depth.")] = 6,
+    learning_rate: Annotated[float, typer.Option(min=0, max=1, help="Peak learning rate.")] = 3e-3,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of data and weights.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Make the nano policy from scratch on generated easy programs."""
     _prepare_torch()
@@ -172,6 +233,7 @@ def pretrain(
     config = PretrainConfig(
         examples, learning_rate=learning_rate, hidden=hidden, layers=layers, seed=seed, threads=threads
     )
+    output.mkdir(parents=True, exist_ok=True)  # now, rather than after an hour, if it cannot be made
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=examples)
@@ -185,23 +247,25 @@ def pretrain(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="What to measure: executor.")],
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the medians are shown.")] = 7,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to measure: executor.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the medians are shown.")] = 7,
     json_file: JsonFile = None,
 ) -> None:
     """Measure speed as ratios within one run."""
     if what != "executor":
-        raise InvalidConfig(registry.unknown("benchmark", what, ["executor"]))
+        raise UsageError(registry.unknown("benchmark", what, ["executor"]))
+    _check_places(json_file)
     from selfplay_gym.bench import bench_executor
 
     result = bench_executor(rounds=rounds)
-    console.print(result.table())
-    _write_json(json_file, result.as_dict())
+    _show(result.table(), result.as_dict(), json_file)
 
 
 @app.command(name="list")
 def list_names(
-    what: Annotated[str, typer.Argument(help="families, suites, executors, recipes, checks or environments.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="families, suites, executors, recipes, checks or environments.")
+    ],
     as_json: JsonFlag = False,
 ) -> None:
     """List what there is under a name."""
@@ -214,7 +278,7 @@ def list_names(
         "environments": _environments,
     }
     if what not in kinds:
-        raise InvalidConfig(registry.unknown("kind of thing", what, kinds))
+        raise UsageError(registry.unknown("kind of thing", what, kinds))
     names = kinds[what]()
     typer.echo(json.dumps(names) if as_json else "\n".join(names))
 
@@ -237,6 +301,14 @@ def _environments() -> list[str]:
     return sorted(name for name in gymnasium.registry if name.startswith("selfplay_gym/"))
 
 
+def _program(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(LARGEST_PROGRAM + 1)  # /dev/zero has no end
+    except OSError as error:
+        raise InvalidData(f"cannot read the program {file}: {error.strerror}") from None
+
+
 def _execution(run: Any, tier: Tier) -> dict[str, Any]:
     names = ("value", "error_type", "message", "line", "cpu_seconds")
     return {"status": str(run.status), **{name: getattr(run, name) for name in names}, "tier": str(tier)}
@@ -248,14 +320,36 @@ def _print_runs(inputs: tuple[str, ...], runs: list[dict[str, Any]]) -> None:
         reason = ": ".join(part for part in (run["error_type"], run["message"]) if part)
         where = f" (line {run['line']})" if run["line"] else ""
         cells = (text, run["status"], run["value"] if run["status"] == "ok" else reason + where)
-        table.add_row(*(str(cell).replace("[", r"\[") for cell in cells), f"{1000 * run['cpu_seconds']:.2f}")
+        table.add_row(*(inert(str(cell)) for cell in cells), f"{1000 * run['cpu_seconds']:.2f}")
     console.print(table)
     console.print(f"isolation: {runs[0]['tier']}")
 
 
-def _write_json(path: Path | None, content: dict[str, Any]) -> None:
-    if path is not None:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+STDOUT = Path("-")
+
+
+def _check_places(*files: Path | None) -> None:
+    """Refuse a file that cannot be written before the work is done whose result goes there."""
+    for file in files:
+        if file is None or file == STDOUT:
+            continue
+        if file.is_dir():
+            raise InvalidConfig(f"cannot write {file}: it is a folder")
+        if not file.parent.is_dir():
+            raise InvalidConfig(f"cannot write {file}: there is no folder {file.parent}")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise InvalidConfig(f"cannot write {file}: permission denied")
+
+
+def _show(table: RenderableType, content: Mapping[str, Any], json_file: Path | None) -> None:
+    """Print a result, and write it where it was asked for."""
+    text = json.dumps(content, indent=2)
+    if json_file == STDOUT:
+        typer.echo(text)
+        return
+    console.print(table)
+    if json_file is not None:
+        write_whole(json_file, text + "\n")
 
 
 def _progress_console() -> Console:
@@ -288,21 +382,64 @@ def _installed(*names: str) -> dict[str, str | None]:
 
 
 def main() -> None:
-    """Run the command line; what goes wrong is one line on stderr and exit code 1 (2 for usage)."""
+    """Run the command line; what goes wrong is one line on stderr and exit code 1 (2 for usage, 130 for Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that knows ASCII only, a file name in no encoding
     try:
-        app()
+        code = _run(sys.argv[1:] or ["--help"])
+        sys.stdout.flush()
+    except UsageError as error:
+        code = _fail(_usage(error), 2)
     except SelfPlayError as error:
-        _fail(str(error))
+        code = _fail(str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        code = _close_stdout()
     except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        reason = error.strerror or str(error)
+        code = _fail(f"{error.filename}: {reason}" if error.filename else reason)
+        if error.errno == errno.ENOSPC:
+            _close_stdout()
     except KeyboardInterrupt:
-        _fail("interrupted")
+        code = _fail("interrupted", INTERRUPTED)
+    sys.exit(code)
 
 
-def _fail(message: str) -> None:
-    line = " ".join(message.split())
-    Console(stderr=True).print(f"error: {line}", style="red", highlight=False, soft_wrap=True, markup=False)
-    sys.exit(1)
+def _run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    # Not `app()`, which prints usage errors as boxes and says nothing after Ctrl-C.
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("selfplay-gym", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def _usage(error: Any) -> str:
+    path = error.ctx.command_path if error.ctx else "selfplay-gym"
+    message = error.format_message().replace("Value error, ", "")
+    if isinstance(error.__cause__, ValidationError):  # which typer takes the words of, but not the value
+        got = repr(error.__cause__.errors()[0]["input"])
+        message += "" if got in message else f", got {got}"
+    return f"{message} (see {path} --help)"
+
+
+def _fail(message: str, code: int = 1) -> int:
+    line = inert(" ".join(message.split()))
+    Console(stderr=True).print(
+        f"error: {line}", style="red", highlight=False, soft_wrap=True, markup=False, emoji=False
+    )
+    return code
+
+
+def _close_stdout() -> int:
+    """Let what is left of the output go, so that Python does not complain of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """One HTML file about a run: its result, its curves, its newest tasks. No network, no scripts.
 
-Everything a model wrote is escaped: a report must not become a way out of the sandbox.
+Everything a model wrote is escaped, and the page forbids itself to load or run anything: a report must not become a way
+out of the sandbox.
 """
 
 from __future__ import annotations
 
+import html
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from selfplay_gym.archive import Archive, StoredTask
 from selfplay_gym.errors import InvalidData
+from selfplay_gym.output import inert, write_whole
 
 Series = dict[str, list[tuple[float, float]]]
 """Points (step, value) by name."""
@@ -33,43 +36,79 @@ table{border-collapse:collapse}td,th{padding:.2em .7em;text-align:right;border-b
 td:first-child,th:first-child{text-align:left}pre{background:#f6f6f6;padding:.6em;overflow:auto}
 figure{display:inline-block;margin:0 1em 1em 0}figcaption{font-weight:600}svg{background:#fff}"""
 
+_PAGE = """<!doctype html>
+<meta charset=utf-8>
+<meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{}</title><style>{}</style>
+{}
+"""
+
 
 def write_report(run: Path) -> Path:
     """Write ``report.html`` into a run folder, finished or not, and return its path.
 
     Raises:
-        InvalidData: The folder holds no run, or a line of its metrics is broken.
+        InvalidData: The folder holds no run with a finished step, or its metrics, result or archive are broken.
     """
     steps = _metrics(run / "metrics.jsonl")
-    result = run / "result.json"
-    parts = [f"<h1>{escape(run.name)}</h1>"]
-    if result.exists():
-        parts += _result(json.loads(result.read_text(encoding="utf-8")))
-    parts += [f"<h2>Curves</h2><p>{len(steps)} steps.</p>", *_charts(steps)]
+    name = run.resolve().name
+    parts = [f"<h1>{escape(name)}</h1>", *_result(run / "result.json")]
+    parts += [f"<h2>Curves</h2><p>{len(steps)} step{'' if len(steps) == 1 else 's'}.</p>", *_charts(steps)]
     with Archive.read(run / "archive.sqlite") as archive:
         parts += _archive(archive)
-    page = "<!doctype html><meta charset=utf-8><title>{}</title><style>{}</style>{}\n"
     path = run / "report.html"
-    path.write_text(page.format(escape(run.name), _STYLE, "\n".join(parts)), encoding="utf-8")
+    write_whole(path, _PAGE.format(escape(name), _STYLE, "\n".join(parts)))
     return path
 
 
+def escape(text: str) -> str:
+    r"""Return text that is shown as it is and does nothing, control characters as escapes.
+
+    >>> escape("<b>\x1b[0m")
+    '&lt;b&gt;\\x1b[0m'
+    """
+    return html.escape(inert(text, keep="\n\t"))
+
+
 def _metrics(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        raise InvalidData(f"{path.parent} is no run folder with a finished step: it has no {path.name}")
+    """Return the numbers of each step; what is none, such as the loss of a step without rows, is left out."""
     steps = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         try:
-            steps.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            raise InvalidData(f"{path}, line {number}: not a JSON object") from None
+            record = json.loads(line)
+            float(record["step"])
+            steps.append({key: float(value) for key, value in record.items() if _is_number(value)})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            raise InvalidData(f"{path}, line {number}: not a JSON object with a step") from None
     return steps
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the whole lines: the last may be about to be written, or was cut off by a kill."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidData(f"{path.parent} is no run folder with a finished step: {path.name}: {reason}") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 # -- result ------------------------------------------------------------------------------------------------------------
 
 
-def _result(result: Mapping[str, Any]) -> list[str]:
+def _result(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    try:
+        return _result_parts(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InvalidData(f"{path} was not written by a run: {type(error).__name__} {error}") from None
+
+
+def _result_parts(result: Mapping[str, Any]) -> list[str]:
     names = ("suite", "family", "n", "before", "after", "difference")
     rows = [
         [row["suite"], row["family"], row["n"], *(_percent(row, part) for part in names[3:])]
@@ -79,10 +118,10 @@ def _result(result: Mapping[str, Any]) -> list[str]:
     facts = (
         f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes; sandbox tier {result['tier']}; {versions}."
     )
+    scores = [_table(names, rows), "<p>Solve rates in % with 95% intervals; the difference is paired by problem.</p>"]
     return [
         f"<p><strong>{escape(result['verdict'])}</strong></p>",
-        _table(names, rows),
-        "<p>Solve rates in % with 95% intervals; the difference is paired by problem.</p>",
+        *(scores if rows else []),
         f"<p>{escape(facts)}</p>",
     ]
 
@@ -93,9 +132,9 @@ def _percent(row: Mapping[str, Any], part: str) -> str:
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(name)}" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}" for cell in row) for row in rows)
-    return f"<table><tr>{head}{body}</table>"
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------
@@ -160,7 +199,7 @@ def _archive(archive: Archive) -> list[str]:
     parts = [
         "<h2>Archive</h2>",
         f"<p>{facts.tasks} tasks of {facts.programs} programs, {facts.attempts} attempts, {facts.solved} solved.</p>",
-        _table(("rejected by check", "proposals"), rejections),
+        *([_table(("rejected by check", "proposals"), rejections)] if rejections else []),
         "<h2>Newest tasks</h2>",
     ]
     for family in sorted(archive.counts()):
