@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +162,7 @@ def _load_child_side(literals_file: str) -> Any:
     private = dict(vars(builtins))
     for name, file in (
         ("selfplay_gym.literals", literals_file),
-        ("selfplay_gym.executors.runner", str(Path(__file__).with_name("runner.py"))),
+        ("selfplay_gym.executors.runner", __file__.replace("server.py", "runner.py")),
     ):
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
@@ -306,7 +305,7 @@ class Server:
         """Run from ``start`` on in one child; return its frames and, if it ended early, the running one's fault."""
         read_end, write_end = os.pipe()
         watch = _Watch(self._runner, job, start, read_end, size)
-        child = self._fork(lambda: self._be_child(job, start, size), write_end)
+        child = self._fork(lambda: self._be_child(job, start), write_end, job.memory_bytes + 2 * size)
         over_budget = False
         try:
             fault = watch.follow(child)
@@ -345,10 +344,12 @@ class Server:
         payload = f"{name}\0{message}".encode()
         return bytes(self._runner.FRAME.pack(len(payload), code, 0, 0)) + payload
 
-    def _fork(self, act: Callable[[], None], write_end: int) -> int:
+    def _fork(self, act: Callable[[], None], write_end: int, memory_bytes: int) -> int:
         """Fork; the child has the pipe on `seccomp.RESULT_FD`, no other descriptor, and ends after ``act``."""
+        walls.limit_memory(self._base_bytes + MEMORY_SLACK + memory_bytes)
         child = os.fork()
         if child:
+            walls.limit_memory(None)
             os.close(write_end)
             return child
         status = 70
@@ -361,15 +362,15 @@ class Server:
             _exit(status)
         raise AssertionError  # not reached
 
-    def _be_child(self, job: Job, start: int, size: int) -> None:
-        budget = HARD_FACTOR * job.cpu_seconds * (len(job.runs) - start)
-        self._confine(job.memory_bytes + 2 * size, int(budget) + 2)
+    def _be_child(self, job: Job, start: int) -> None:
+        self._confine()
         self._runner.write_frames(job, start, seccomp.RESULT_FD)
 
-    def _confine(self, memory_bytes: int, cpu_seconds: int) -> None:
+    def _confine(self) -> None:
         if self._tier != "full":
             walls.die_with_parent()
-        walls.limit_child(self._base_bytes + MEMORY_SLACK + memory_bytes, cpu_seconds)
+        if self._filter is None:
+            walls.limit_unfiltered_child()
         gc.freeze()  # nothing of the server is ever collected here: that would copy all its pages
         gc.enable()
         if self._filter is not None:
@@ -402,7 +403,7 @@ class Server:
             facts["filter"] = facts["no_fork"]
         if self._tier == "full":
             facts["own_processes"] = os.getpid() == 1
-            facts["empty_root"] = not list(Path("/").iterdir())
+            facts["empty_root"] = os.listdir("/") == []  # noqa: PTH208
             facts["no_capabilities"] = _refused(lambda: os.chroot("/"))
         missing = [name for name, held in facts.items() if not held and name != "not_root"]
         if missing:
@@ -413,10 +414,10 @@ class Server:
         read_end, write_end = os.pipe()
 
         def confined() -> None:
-            self._confine(64 * 2**20, 5)
+            self._confine()
             act()
 
-        child = self._fork(confined, write_end)
+        child = self._fork(confined, write_end, 64 * 2**20)
         os.close(read_end)
         return os.waitpid(child, 0)[1]
 

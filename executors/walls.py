@@ -10,7 +10,6 @@ import ctypes
 import os
 import resource
 import struct
-from pathlib import Path
 
 NOBODY = 65534
 SANDBOX_UID = 40001  # not 65534: other services of the host may run under that one, and RLIMIT_NPROC counts per user
@@ -64,9 +63,18 @@ def enter_namespaces() -> None:
     """Move into new namespaces of every kind; children are in the new process-id namespace, the first as its init."""
     uid, gid = os.getuid(), os.getgid()
     _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{NOBODY} {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"{NOBODY} {gid} 1")
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
+    _write("/proc/self/gid_map", f"{NOBODY} {gid} 1")
+
+
+def _write(file: str, text: str) -> None:
+    # Not pathlib here: its megabyte of modules would be copied with every fork.
+    descriptor = os.open(file, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def empty_root() -> None:
@@ -116,13 +124,28 @@ def limit_server(stack_bytes: int = 8 * 2**20, open_files: int = 16) -> None:
         resource.setrlimit(what, (value, value))
 
 
-def limit_child(address_space: int, cpu_seconds: int) -> None:
-    """Set the limits of one child: memory, processor time as a backstop, no further processes."""
-    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+def limit_memory(bytes_: int | None) -> None:
+    """Set the soft limit on address space, which a child inherits; None lifts it.
+
+    Set around the fork, since in the child the call would cost it thirty copied pages. Behind the filter a child cannot
+    lift it.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = hard if bytes_ is None else bytes_ if hard == resource.RLIM_INFINITY else min(bytes_, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def limit_unfiltered_child() -> None:
+    """Make the inherited limit hard and forbid further processes, where no filter does."""
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 def address_space() -> int:
     """Return the bytes of address space this process holds; needs ``/proc``."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    descriptor = os.open("/proc/self/statm", os.O_RDONLY)
+    try:
+        return int(os.read(descriptor, 100).split()[0]) * resource.getpagesize()
+    finally:
+        os.close(descriptor)
