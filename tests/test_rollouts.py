@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from selfplay_gym import gate, rewards
+from selfplay_gym.archive import Archive
+from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.protocols import Executor
+from selfplay_gym.referee import Referee
+from selfplay_gym.registry import make_family
+from selfplay_gym.training.advantages import ESTIMATORS
+from selfplay_gym.training.config import Play
+from selfplay_gym.training.generation import Policy, Request, Sample
+from selfplay_gym.training.rollouts import Row, SelfPlay
+from selfplay_gym.training.watch import StepWatch
+from selfplay_gym.types import Execution, Job, NoVerdict, Rejected, Status, Task, Tier, Verdict
+from tests.players import fresh_policy, good_player
+
+FAMILIES = {"deduction": {"references": 1}, "abduction": {"references": 1}}
+PLAY: dict[str, Any] = {"proposals": 4, "tasks": 12, "attempts": 4, "max_new_tokens": {"propose": 96, "solve": 32}}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    with Archive(":memory:") as opened:
+        yield opened
+
+
+def game(
+    executor: Executor, archive: Archive, policy: Policy | None = None, advantage: str = "group", **play: Any
+) -> SelfPlay:
+    families = {name: make_family(name, style="compact", **how) for name, how in FAMILIES.items()}
+    policy = policy or fresh_policy(player=good_player)
+    settings = Play.model_validate({**PLAY, **play})
+    return SelfPlay(policy, policy.backend, Referee(families, executor, archive), settings, advantage, seed=0)
+
+
+def play(game: SelfPlay, steps: int, first: int = 1) -> tuple[list[list[Row]], list[dict[str, float]]]:
+    rows, metrics = [], []
+    for step in range(first, first + steps):
+        watch = StepWatch(step)
+        rows.append(game.step(step, watch))
+        metrics.append(watch.metrics)
+    return rows, metrics
+
+
+class Broken:
+    """An executor that fails on its own account once it has worked ``works`` times."""
+
+    tier = Tier.FULL
+
+    def __init__(self, executor: Executor, works: int = 10**9, error: Exception | None = None) -> None:
+        self.executor, self.works, self.error = executor, works, error
+
+    def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
+        if self.works > 0:
+            self.works -= bool(jobs)
+            return self.executor.run(jobs)
+        if self.error is not None:
+            raise self.error
+        fault = Execution(Status.NO_VERDICT, message="the machine broke")
+        return [(fault,) * len(job.inputs) for job in jobs]
+
+    def close(self) -> None:
+        pass
+
+
+# -- a step ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_gives_a_row_for_every_proposal_and_attempt(sandbox: SandboxExecutor, archive: Archive) -> None:
+    (rows, *_), (metrics, *_) = play(game(sandbox, archive), 1)
+    new = int(metrics["tasks/new"])
+    assert new >= 3
+    assert Counter(row.role for row in rows) == {"propose": 8, "solve": 4 * new}
+    groups = Counter(row.group for row in rows if row.role == "solve")
+    assert set(groups.values()) == {4}
+    assert all(row.reward is not None for row in rows)
+    assert archive.counts() == {
+        "abduction": 1 + new - _new(rows, "deduction"),
+        "deduction": 1 + _new(rows, "deduction"),
+    }
+
+
+def _new(rows: Sequence[Row], family: str) -> int:
+    return sum(row.role == "propose" and row.family == family and not row.note for row in rows)
+
+
+def test_the_same_seed_plays_the_same_step(sandbox: SandboxExecutor) -> None:
+    played = []
+    for _ in range(2):
+        with Archive(":memory:") as fresh:
+            rows, metrics = play(game(sandbox, fresh), 2)
+            measured = [{k: v for k, v in m.items() if not k.startswith("seconds/")} for m in metrics]
+            played.append((rows, measured, fresh.fingerprint()))
+    assert played[0] == played[1]
+
+
+def test_another_step_draws_otherwise(sandbox: SandboxExecutor, archive: Archive) -> None:
+    rows, _ = play(game(sandbox, archive), 2)
+    assert {row.text for row in rows[0]} != {row.text for row in rows[1]}
+
+
+def test_rewards_follow_from_verdicts(sandbox: SandboxExecutor, archive: Archive) -> None:
+    (rows, *_), _ = play(game(sandbox, archive), 1)
+    solved: dict[str, list[float]] = {}
+    for row in rows:
+        if row.role == "solve":
+            assert row.reward in (0.0, 1.0)
+            solved.setdefault(row.group, []).append(float(row.reward))
+    admitted = [row for row in rows if row.role == "propose" and not row.note]
+    expected = [rewards.LEARNABILITY["absolute-zero"](sum(marks) / len(marks)) for marks in solved.values()]
+    assert [row.reward for row in admitted] == expected
+    assert len(set(expected)) > 1
+    assert {row.reward for row in rows if row.role == "propose" and row.note} == {rewards.REJECTED}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_advantages_are_the_estimators(estimator: str, sandbox: SandboxExecutor, archive: Archive) -> None:
+    (rows, *_), _ = play(game(sandbox, archive, advantage=estimator), 1)
+    expected = ESTIMATORS[estimator](
+        *_arrays([row.reward for row in rows]),
+        [(row.role, row.family) for row in rows],
+        [row.group for row in rows],
+        [len(row.sample.ids) for row in rows],
+    )
+    assert [row.advantage for row in rows] == pytest.approx(expected.tolist(), abs=1e-12)
+    assert any(row.advantage for row in rows)
+
+
+def _arrays(values: Sequence[float | None]) -> tuple[Any]:
+    import numpy as np
+
+    return (np.array([np.nan if value is None else value for value in values]),)
+
+
+def test_the_archive_remembers_what_was_solved(sandbox: SandboxExecutor, archive: Archive) -> None:
+    (rows, *_), _ = play(game(sandbox, archive), 1)
+    marks: dict[str, list[bool]] = {}
+    for row in rows:
+        if row.role == "solve":
+            marks.setdefault(row.group, []).append(row.reward == 1.0)
+    stored = {f"solve-{task.id}": (task.attempts, task.solved) for task in archive.tasks() if task.attempts}
+    assert stored == {group: (len(passed), sum(passed)) for group, passed in marks.items()}
+
+
+# -- replays -----------------------------------------------------------------------------------------------------------
+
+
+def test_only_half_solved_tasks_are_replayed(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player = game(sandbox, archive)
+    replayed = 0
+    for step in range(1, 7):
+        before = {task.id: task.solve_rate for task in archive.tasks()}
+        (rows, *_), (metrics, *_) = play(player, 1, first=step)
+        ids = {int(row.group.removeprefix("solve-")) for row in rows if row.role == "solve"}
+        old = ids & before.keys()
+        assert all(before[id_] not in (None, 0.0, 1.0) for id_ in old)
+        assert metrics["tasks/replayed"] == len(old)
+        assert metrics["tasks/new"] == len(ids - before.keys())
+        assert len(ids) <= PLAY["tasks"]
+        replayed += len(old)
+    assert replayed > 5
+
+
+def test_new_tasks_leave_no_room_for_replays(sandbox: SandboxExecutor, archive: Archive) -> None:
+    _, metrics = play(game(sandbox, archive, tasks=1), 3)
+    assert [m["tasks/replayed"] for m in metrics] == [0, 0, 0]
+
+
+# -- all or nothing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("works", [0, 1])
+def test_a_step_that_breaks_leaves_the_archive_as_it_was(
+    works: int, sandbox: SandboxExecutor, archive: Archive
+) -> None:
+    executor = Broken(sandbox, error=RuntimeError("power cut"))
+    player = game(executor, archive)
+    play(player, 1)
+    before = archive.fingerprint()
+    executor.works = works
+    with pytest.raises(RuntimeError, match="power cut"):
+        play(player, 1, first=2)
+    assert archive.fingerprint() == before
+
+
+def test_a_step_that_breaks_at_the_last_batch_leaves_the_archive_as_it_was(
+    sandbox: SandboxExecutor, archive: Archive
+) -> None:
+    player = breaking_game(sandbox, archive, "solve", error=RuntimeError("power cut"))
+    before = archive.fingerprint()
+    with pytest.raises(RuntimeError, match="power cut"):
+        play(player, 1)
+    assert archive.fingerprint() == before
+
+
+def test_an_interrupt_in_the_middle_of_a_step_leaves_the_archive_as_it_was(
+    sandbox: SandboxExecutor, archive: Archive
+) -> None:
+    player = game(sandbox, archive)
+    play(player, 1)
+    before = archive.fingerprint()
+
+    class Interrupted:
+        def generate(self, requests: Sequence[Request]) -> list[Sample]:
+            if requests[0].max_new_tokens == 32:
+                raise KeyboardInterrupt
+            return player.policy.backend.generate(requests)
+
+    player.generator = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        play(player, 1, first=2)
+    assert archive.fingerprint() == before
+
+
+# -- no verdict --------------------------------------------------------------------------------------------------------
+
+
+def breaking_game(
+    executor: Executor, archive: Archive, phase: str, error: Exception | None = None, **settings: Any
+) -> SelfPlay:
+    """Return a game whose executor breaks once the completions of a phase, propose or solve, are written."""
+    broken = Broken(executor, error=error)
+    player = game(broken, archive, **settings)
+    limit = PLAY["max_new_tokens"][phase]
+
+    class Breaking:
+        def generate(self, requests: Sequence[Request]) -> list[Sample]:
+            if requests[0].max_new_tokens == limit:
+                broken.works = 0
+            return player.policy.backend.generate(requests)
+
+    player.generator = Breaking()
+    return player
+
+
+def test_a_broken_gate_pays_nobody(sandbox: SandboxExecutor, archive: Archive) -> None:
+    (rows, *_), (metrics, *_) = play(breaking_game(sandbox, archive, "propose"), 1)
+    unjudged = [row for row in rows if row.note == "" and row.role == "propose"]
+    assert len(unjudged) >= 3
+    assert all(row.reward is None and row.advantage == 0.0 for row in unjudged)
+    assert metrics["no_verdict"] == len(unjudged)
+    assert metrics["tasks/new"] == 0
+    assert sum(archive.statistics().rejections.values()) == len(rows) - len(unjudged)
+
+
+def test_answers_without_a_verdict_are_neither_right_nor_wrong(sandbox: SandboxExecutor, archive: Archive) -> None:
+    # Only abduction runs programs to judge answers.
+    (rows, *_), (metrics, *_) = play(breaking_game(sandbox, archive, "solve"), 1)
+    broken = [row for row in rows if row.role == "solve" and row.reward is None]
+    assert {row.family for row in broken} == {"abduction"}
+    assert {row.note for row in broken} == {"the machine broke"}
+    assert all(row.advantage == 0.0 for row in broken)
+    admitted = [row for row in rows if (row.role, row.family, row.note) == ("propose", "abduction", "")]
+    assert admitted
+    assert {row.reward for row in admitted} == {None}
+    assert metrics["no_verdict"] == len(broken) + len(admitted)
+    assert "solve/abduction/reward" not in metrics
+    assert "solve/deduction/reward" in metrics
+    assert all(task.attempts == 0 for task in archive.tasks("abduction"))
+
+
+def test_rows_without_a_verdict_do_not_move_the_others(sandbox: SandboxExecutor, archive: Archive) -> None:
+    (rows, *_), _ = play(breaking_game(sandbox, archive, "solve", advantage="trr++"), 1)
+    with Archive(":memory:") as other:
+        (whole, *_), _ = play(game(sandbox, other, advantage="trr++"), 1)
+    expected = {(row.group, row.text): row.advantage for row in whole if row.family == "deduction"}
+    found = {(row.group, row.text): row.advantage for row in rows if row.family == "deduction"}
+    assert found == expected
+
+
+# -- length ------------------------------------------------------------------------------------------------------------
+
+
+def test_too_long_proposal_prompts_are_left_out(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player = game(sandbox, archive)
+    short = len(player.policy.encode("deduction\n", False)) + 20
+    (rows, *_), _ = play(game(sandbox, archive, prompt_tokens=max(16, short)), 1)
+    assert all(len(row.prompt_ids) <= max(16, short) for row in rows)
+    (rows, *_), (metrics, *_) = play(game(sandbox, archive, prompt_tokens=16), 1, first=2)
+    assert rows == []
+    assert metrics["tokens/sampled"] == 0
+
+
+def test_a_proposal_prompt_that_is_too_long_is_drawn_again(sandbox: SandboxExecutor, archive: Archive) -> None:
+    program = "def f(x):\n" + "    x = x + 1\n" * 40 + "    return x"
+    player = game(sandbox, archive, prompt_tokens=100)
+    archive.add_task(Task("deduction", program, ("1",), ("41",)), step=0)
+    (rows, *_), _ = play(player, 1)
+    prompts = [row.prompt for row in rows if (row.role, row.family) == ("propose", "deduction")]
+    assert len(prompts) == 4
+    assert all(program not in prompt for prompt in prompts)
+
+
+def test_a_task_whose_prompt_is_too_long_is_refused(sandbox: SandboxExecutor, archive: Archive) -> None:
+    def wordy(prompt: str, rng: random.Random) -> str:
+        lines = "    x = x + 1\n" * 30
+        return (
+            f"</think><answer>```python\ndef f(x):\n{lines}    return x - {rng.randint(2, 9)}\n```\n"
+            f"```input\n{rng.randint(1, 9)}\n```</answer>"
+        )
+
+    policy = fresh_policy(player=wordy)
+    limits = {"prompt_tokens": 80, "max_new_tokens": {"propose": 300, "solve": 16}}
+    (rows, *_), (metrics, *_) = play(game(sandbox, archive, policy, **limits), 1)
+    assert {row.role for row in rows} == {"propose"}
+    assert metrics["rejected/size"] == sum(row.note == "size" for row in rows) > 0
+    assert metrics["tasks/new"] == 0
+
+
+# -- the model as it is ------------------------------------------------------------------------------------------------
+
+
+def test_an_untrained_policy_plays_too(sandbox: SandboxExecutor, archive: Archive) -> None:
+    (rows, *_), (metrics, *_) = play(game(sandbox, archive, fresh_policy()), 1)
+    assert len(rows) == 8
+    assert {row.reward for row in rows} == {rewards.REJECTED}
+    assert {row.advantage for row in rows} == {0.0}
+    assert metrics["propose/deduction/admitted"] == 0.0
+
+
+# -- the numbers of a step ---------------------------------------------------------------------------------------------
+
+
+def row(role: str, family: str, reward: float | None, tokens: int = 2, finished: bool = True) -> Row:
+    sample = Sample((5,) * tokens, (-1.0,) * tokens, finished)
+    return Row(role, family, "g", "p", "t", (1,), sample, reward)  # type: ignore[arg-type]
+
+
+def test_a_watch_counts_what_happened() -> None:
+    task = Task("deduction", "def f(x):\n    x = x + 1\n    x = x * 2\n    return x", ("1",), ("4",))
+    rows = [
+        row("propose", "deduction", 0.5, tokens=7),
+        row("propose", "deduction", -1.0, finished=False),
+        row("propose", "abduction", None),
+        row("propose", "abduction", -1.0),
+        *(row("solve", "deduction", mark) for mark in (1.0, 0.0, None, 1.0)),
+        *(row("solve", "abduction", 0.0) for _ in range(4)),
+    ]
+    outcomes: list[gate.Outcome] = [task, Rejected("syntax"), NoVerdict(), Rejected("syntax")]
+    verdicts = [[Verdict(1.0), Verdict(0.0), Verdict(None), Verdict(1.0)], [Verdict(0.0)] * 4, [Verdict(None)] * 4]
+    watch = StepWatch(3)
+    watch.saw(rows, outcomes, verdicts, new=2)
+    assert watch.metrics == pytest.approx({
+        "propose/abduction/reward": -1.0,
+        "propose/deduction/reward": -0.25,
+        "solve/abduction/reward": 0.0,
+        "solve/deduction/reward": 2 / 3,
+        "propose/deduction/admitted": 0.5,
+        "propose/abduction/admitted": 0.0,
+        "rejected/syntax": 2,
+        "tasks/body_lines": 2.0,
+        "tasks/new": 2,
+        "tasks/replayed": 1,
+        "tasks/never_solved": 0.5,
+        "tasks/always_solved": 0.0,
+        "no_verdict": 2,
+        "tokens/sampled": 7 + 11 * 2,
+        "unfinished": 1 / 12,
+    })  # fmt: skip
+
+
+def test_a_watch_reports_no_rate_where_nothing_was_judged() -> None:
+    watch = StepWatch(1)
+    watch.saw([row("propose", "deduction", None)], [NoVerdict()], [], new=0)
+    assert not any(name.startswith("propose/") for name in watch.metrics)
+    assert watch.metrics["no_verdict"] == 1
+
+
+def test_a_watch_times_its_phases() -> None:
+    watch = StepWatch(1)
+    with watch.phase("gate"):
+        pass
+    assert 0 <= watch.metrics["seconds/gate"] < 1
+
+
+def test_a_watch_shares_new_tasks_only(sandbox: SandboxExecutor, archive: Archive) -> None:
+    _, metrics = play(game(sandbox, archive), 3)
+    for measured in metrics:
+        assert 0 <= measured["tasks/never_solved"] + measured["tasks/always_solved"] <= 1
+
+
+def test_rows_are_frozen_values() -> None:
+    first = row("solve", "deduction", 1.0)
+    assert replace(first, advantage=1.0) != first
