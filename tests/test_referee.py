@@ -1,0 +1,332 @@
+"""The referee: prompts, judging in batches, pay, and rows that our own failures must leave untouched."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfplay_gym import rewards
+from selfplay_gym.archive import Archive
+from selfplay_gym.errors import InvalidConfig
+from selfplay_gym.gate import Gate, GateConfig
+from selfplay_gym.protocols import Executor
+from selfplay_gym.referee import ProposalRequest, Referee, RewardConfig, judge_answers, run_merged
+from selfplay_gym.registry import make_family
+from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Rejected, Status, Task, Verdict
+
+NAMES = ("deduction", "abduction", "induction")
+DOUBLE = "def f(x):\n    return x * 2"
+TASKS = {
+    "deduction": Task("deduction", DOUBLE, ("4",), ("8",)),
+    "abduction": Task("abduction", DOUBLE, ("4",), ("8",)),
+    "induction": Task("induction", DOUBLE, ("1", "2", "3", "4"), ("2", "4", "6", "8"), "What grows?"),
+}
+RIGHT = {"deduction": "8", "abduction": "4", "induction": DOUBLE}
+WRONG = {"deduction": "9", "abduction": "5", "induction": "def f(x):\n    return x"}
+
+
+def framed(answer: str) -> str:
+    return f"thought</think><answer>{answer}</answer>"
+
+
+def triplet(program: str, given: str = "4") -> str:
+    return framed(f"```python\n{program}\n```\n```input\n{given}\n```")
+
+
+def pairs(*inputs: str, message: str = "What grows?") -> str:
+    return framed("".join(f"```input\n{given}\n```\n" for given in inputs) + f"```message\n{message}\n```")
+
+
+def families() -> dict[str, Any]:
+    return {
+        "deduction": make_family("deduction", style="compact", references=2),
+        "abduction": make_family("abduction", style="compact", references=2),
+        "induction": make_family("induction", style="compact", pairs=4),
+    }
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    with Archive(":memory:") as archive:
+        yield archive
+
+
+@pytest.fixture
+def referee(sandbox: Executor, archive: Archive) -> Referee:
+    return Referee(families(), sandbox, archive)
+
+
+# -- proposing ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_archive_is_seeded_once(sandbox: Executor, archive: Archive) -> None:
+    Referee(families(), sandbox, archive)
+    assert archive.counts() == dict.fromkeys(NAMES, 1)
+    Referee(families(), sandbox, archive)
+    assert archive.counts() == dict.fromkeys(NAMES, 1)
+
+
+def test_prompts_are_drawn_for_every_proposing_family_and_only_by_the_seed(referee: Referee) -> None:
+    requests = referee.proposal_prompts(3, random.Random(5))
+    assert [request.family for request in requests] == [name for name in NAMES for _ in range(3)]
+    assert requests == referee.proposal_prompts(3, random.Random(5))
+    assert all(request.references for request in requests)
+
+
+def test_a_family_that_cannot_propose_is_only_solved(sandbox: Executor, archive: Archive) -> None:
+    class SolveOnly:
+        name = "exam"
+
+        def solve_prompt(self, task: Task) -> str:
+            return "?"
+
+        def check(self, task: Task, answer: str) -> Verdict:
+            return Verdict(float(answer == "yes"))
+
+        def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
+            raise AssertionError
+
+    referee = Referee({**families(), "exam": SolveOnly()}, sandbox, archive)
+    assert {request.family for request in referee.proposal_prompts(1, random.Random(0))} == set(NAMES)
+    exam = Task("exam", "", ("",), ("",))
+    assert [v.score for v in referee.judge_answers([exam, exam], [framed("yes"), framed("no")])] == [1.0, 0.0]
+
+
+def request_for(referee: Referee, family: str) -> ProposalRequest:
+    return referee.proposal_prompt(family, random.Random(0))
+
+
+@pytest.mark.parametrize("name", ["deduction", "abduction"])
+def test_a_seed_task_is_not_new(referee: Referee, name: str) -> None:
+    completions = [triplet("def f(y):\n    return y", "'a'"), triplet("def f(x):\n    return x + x", "'a'")]
+    outcomes = referee.judge_proposals([request_for(referee, name)] * 2, completions)
+    assert [type(outcome) for outcome in outcomes] == [Rejected, Task]
+    assert isinstance(outcomes[0], Rejected)
+    assert outcomes[0].check == "new"
+
+
+def test_proposals_are_judged_in_order_with_named_reasons(referee: Referee) -> None:
+    asked = [request_for(referee, name) for name in ("deduction", "deduction", "abduction", "induction", "deduction")]
+    completions = [triplet(DOUBLE), "no frame", framed("no blocks"), pairs("1", "2", "3", "5"), triplet("import os")]
+    outcomes = referee.judge_proposals(asked, completions)
+    found = [o.check if isinstance(o, Rejected) else o.family for o in outcomes if not isinstance(o, NoVerdict)]
+    assert found == ["deduction", "format", "parse", "induction", "signature"]
+
+
+def test_what_is_stored_is_known_and_what_is_refused_is_recorded(referee: Referee, archive: Archive) -> None:
+    asked = [request_for(referee, "deduction")] * 3
+    texts = [triplet(DOUBLE), triplet(DOUBLE.replace("x", "y")), "no frame"]
+    outcomes = referee.judge_proposals(asked, texts)
+    ids = referee.store(1, asked, outcomes, texts)
+    assert [number is None for number in ids] == [False, True, True]
+    assert ids[0] is not None
+    assert archive.task(ids[0]).task == outcomes[0]
+    assert archive.lineage(ids[0]) == sorted(stored.id for stored in asked[0].references)
+    assert archive.statistics().rejections == {"format": 1, "new": 1}
+    again = referee.judge_proposals(asked[:1], [triplet("def f(x):\n    return x + x", "9")])[0]
+    assert isinstance(again, Rejected)
+    assert again.check == "new"
+
+
+def test_an_induction_repeat_is_known_whatever_its_message_and_order(referee: Referee) -> None:
+    asked = [request_for(referee, "induction")]
+    texts = [pairs("1", "2", "3", "5")]
+    outcomes = referee.judge_proposals(asked, texts)
+    assert isinstance(outcomes[0], Task)
+    referee.store(1, asked, outcomes, texts)
+    for again in (texts[0], pairs("5", "2", "3", "1"), pairs("1", "2", "3", "5", message="Which rule?")):
+        outcome = referee.judge_proposals(asked, [again])[0]
+        assert isinstance(outcome, Rejected)
+        assert outcome.check == "new"
+
+
+def test_apart_means_as_if_each_came_alone(referee: Referee) -> None:
+    asked, texts = [request_for(referee, "deduction")] * 2, [triplet(DOUBLE)] * 2
+    assert [type(o) for o in referee.judge_proposals(asked, texts)] == [Task, Rejected]
+    assert [type(o) for o in referee.judge_proposals(asked, texts, apart=True)] == [Task, Task]
+
+
+# -- solving -----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_of_all_families_are_judged_in_order(referee: Referee) -> None:
+    rows = [(TASKS[n], framed(text[n]), score) for n in NAMES for text, score in ((RIGHT, 1.0), (WRONG, 0.0))]
+    random.Random(1).shuffle(rows)
+    verdicts = referee.judge_answers([row[0] for row in rows], [row[1] for row in rows])
+    assert [verdict.score for verdict in verdicts] == [row[2] for row in rows]
+    assert referee.judge_answers([], []) == []
+
+
+def test_a_task_with_as_many_completions_as_tasks_is_demanded(referee: Referee) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        referee.judge_answers([TASKS["deduction"]], [])
+
+
+def test_badly_framed_answers_are_told_apart_from_wrong_ones(referee: Referee) -> None:
+    verdicts = referee.judge_answers([TASKS["deduction"]] * 2, ["8", framed("9")])
+    assert [(v.score, v.well_formed) for v in verdicts] == [(0.0, False), (0.0, True)]
+
+
+def test_answers_are_judged_under_the_limits_that_admitted_the_task(sandbox: Executor, archive: Archive) -> None:
+    wide = Gate(sandbox, GateConfig(limits=Limits(output_bytes=20_000)))
+    referee = Referee(families(), sandbox, archive, wide)
+    asked = [request_for(referee, "abduction")]
+    task = referee.judge_proposals(asked, [triplet("def f(x):\n    return x * 9000", "'a'")])[0]
+    assert isinstance(task, Task), task
+    assert referee.judge_answers([task], [framed(task.inputs[0])])[0].score == 1.0
+
+
+def test_attempts_at_one_task_share_a_job_and_equal_answers_a_run(fake: Callable[..., Any]) -> None:
+    executor = fake(lambda program, text: Execution(Status.OK, str(int(text) * 2)))
+    answers = ["4", "5", "4", " 4 ", "x=4", "nonsense"]
+    verdicts = judge_answers(
+        [make_family("abduction")] * 6,
+        [TASKS["abduction"]] * 6,
+        [framed(a) for a in answers[:4] + answers[5:] * 2],
+        executor,
+    )
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    assert [[job.inputs for job in batch] for batch in executor.batches] == [[("4", "5")]]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.sampled_from("123"), max_size=4)), max_size=8))
+def test_merged_jobs_answer_as_if_each_ran_alone(rows: list[tuple[str, list[str]]]) -> None:
+    class Echo:
+        def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
+            assert len({replace(job, inputs=()) for job in jobs}) == len(jobs)
+            return [tuple(Execution(Status.OK, f"{job.program!r}{text}") for text in job.inputs) for job in jobs]
+
+    jobs = [Job(program, tuple(inputs)) for program, inputs in rows]
+    alone = [tuple(Execution(Status.OK, f"{program!r}{text}") for text in inputs) for program, inputs in rows]
+    assert run_merged(jobs, Echo()) == alone  # type: ignore[arg-type]
+
+
+# -- three-valued ------------------------------------------------------------------------------------------------------
+
+
+def breaks_on(*marks: str) -> Callable[[str, str], Execution]:
+    """Pretends that we fail on programs or inputs with one of the marks in them; the others double or echo."""
+
+    def answer(program: str, text: str) -> Execution:
+        if any(mark in program or mark in text for mark in marks):
+            return Execution(Status.NO_VERDICT, message="a server of the sandbox ended")
+        return Execution(Status.OK, str(int(text) * 2) if "* 2" in program else text)
+
+    return answer
+
+
+def test_an_answer_that_we_failed_to_judge_has_no_score_and_no_reward(
+    fake: Callable[..., Any], archive: Archive
+) -> None:
+    rows = [framed("4"), framed("77"), framed("5"), "no frame"]
+    referee = Referee(families(), fake(breaks_on("77")), archive)
+    verdicts = referee.judge_answers([TASKS["abduction"]] * 4, rows)
+    assert [verdict.score for verdict in verdicts] == [1.0, None, 0.0, 0.0]
+    assert verdicts[1].reason == "a server of the sandbox ended"
+    assert not verdicts[1].passed
+    assert [referee.solver_reward(verdict) for verdict in verdicts] == [1.0, None, 0.0, 0.0]
+    del rows[1]
+    assert referee.judge_answers([TASKS["abduction"]] * 3, rows) == [verdicts[n] for n in (0, 2, 3)]
+
+
+def test_a_family_is_never_asked_about_a_failure_of_ours(fake: Callable[..., Any]) -> None:
+    class Strict:
+        name = "strict"
+
+        def solve_prompt(self, task: Task) -> str:
+            return ""
+
+        def check(self, task: Task, answer: str) -> Job:
+            return Job(DOUBLE, ("1", answer))
+
+        def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
+            assert Status.NO_VERDICT not in [execution.status for execution in executions]
+            return Verdict(1.0)
+
+    task = Task("strict", DOUBLE, ("1",), ("2",))
+    verdicts = judge_answers([Strict()] * 2, [task] * 2, [framed("77"), framed("3")], fake(breaks_on("77")))
+    assert [verdict.score for verdict in verdicts] == [None, 1.0]
+
+
+def test_a_proposal_that_we_failed_to_judge_is_neither_paid_nor_stored(
+    fake: Callable[..., Any], archive: Archive
+) -> None:
+    referee = Referee(families(), fake(breaks_on("broken")), archive)
+    asked = [request_for(referee, "deduction")] * 3
+    texts = [triplet("def f(x):\n    return x + 1"), triplet("def f(x):\n    return broken"), "no frame"]
+    outcomes = referee.judge_proposals(asked, texts)
+    assert [type(outcome) for outcome in outcomes] == [Task, NoVerdict, Rejected]
+    paid = [referee.proposal_reward(outcome, [Verdict(1.0), Verdict(0.0)]) for outcome in outcomes]
+    assert paid == [0.5, None, -1.0]
+    before = archive.statistics()
+    ids = referee.store(1, asked, outcomes, texts)
+    assert ids[1] is None
+    after = archive.statistics()
+    assert (after.tasks - before.tasks, sum(after.rejections.values())) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "paid"),
+    [
+        ([1.0, 0.0, 0.0, 0.0], 0.75),
+        ([1.0, 0.0, None, None], 0.5),
+        ([1.0, None], 0.0),
+        ([0.0, None], 0.0),
+        ([None, None], None),
+        ([], None),
+    ],
+)
+def test_attempts_without_a_verdict_do_not_move_the_proposers_pay(
+    referee: Referee, scores: list[float | None], paid: float | None
+) -> None:
+    assert referee.proposal_reward(TASKS["deduction"], [Verdict(score) for score in scores]) == paid
+
+
+# -- pay ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", rewards.LEARNABILITY)
+def test_the_proposer_is_paid_by_the_chosen_shape(sandbox: Executor, archive: Archive, name: str) -> None:
+    referee = Referee(families(), sandbox, archive, pay=RewardConfig(learnability=name))
+    verdicts = [Verdict(1.0), Verdict(0.0), Verdict(0.0), Verdict(0.0)]
+    assert referee.proposal_reward(TASKS["deduction"], verdicts) == rewards.LEARNABILITY[name](0.25)
+
+
+def test_novelty_is_paid_by_shape_and_only_on_top_of_learnability(sandbox: Executor, archive: Archive) -> None:
+    referee = Referee(families(), sandbox, archive, pay=RewardConfig(novelty=0.5))
+    task = TASKS["deduction"]
+    half, none = [Verdict(1.0), Verdict(0.0)], [Verdict(0.0)] * 2
+    assert referee.proposal_reward(task, half) == 0.5 + 0.5
+    assert referee.proposal_reward(task, none) == 0.0
+    asked = [request_for(referee, "deduction")]
+    for count in (2, 3, 4):
+        referee.store(1, asked, [task], [""])
+        like_it = replace(task, program="def f(value):\n    return value * 77")
+        assert referee.proposal_reward(like_it, half) == pytest.approx(0.5 + 0.5 * count**-0.5)
+    other = replace(task, program="def f(x):\n    return x + 2")
+    assert referee.proposal_reward(other, half) == 1.0
+
+
+def test_a_resumed_referee_remembers_the_shapes(sandbox: Executor, archive: Archive) -> None:
+    first = Referee(families(), sandbox, archive)
+    first.store(1, [request_for(first, "deduction")], [TASKS["deduction"]], [""])
+    assert Referee(families(), sandbox, archive).shapes == first.shapes
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learnability": "peek"}, "did you mean 'peak'"),
+        ({"solver": "azr"}, "did you mean 'azr-code'"),
+        ({"novelty": -0.1}, "novelty must not be negative, got -0.1"),
+    ],
+)
+def test_impossible_pay_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        RewardConfig(**settings)
