@@ -118,7 +118,7 @@ class RunConfig(_Section):
     families: dict[str, dict[str, Any]] = Field(
         default={"deduction": {}, "abduction": {}, "induction": {}}, min_length=1
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     steps: int = Field(100, ge=1)
     play: Play = Play()
     reward: Reward = Reward()
@@ -198,7 +198,7 @@ def _read(recipe: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"{recipe}: cannot be read as a recipe: {error}") from None
     else:
-        raise UnknownId(unknown("recipe", recipe, recipes()) + "; or give the path of a .yaml file")
+        raise UnknownId(unknown("recipe", recipe, recipes()) + " (or give the path of a .yaml file)")
     return _mapping(text, recipe)
 
 

@@ -18,10 +18,14 @@ from typing import IO, Any, Self
 import yaml
 
 from selfplay_gym.errors import RunFolderError
+from selfplay_gym.output import write_whole
 from selfplay_gym.training.config import RunConfig, dump, parse
 
 COMPLETE = "complete.json"
 """Written last into a checkpoint: one without it was cut off while being written."""
+
+LOCK = ".lock"
+"""Name of the file that a running process holds locked."""
 
 FREE = frozenset({"steps", "save_steps", "keep_checkpoints", "report_to"})
 """Settings that may change when a run is resumed: they decide how long it goes on, not what it does."""
@@ -64,14 +68,29 @@ class RunFolder:
         Raises:
             RunFolderError: Something is there already.
         """
-        if self.path.exists() and any(child.name not in (".lock", "log.txt") for child in self.path.iterdir()):
+        self.refuse_if_taken()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "config.yaml", dump(config))
+        self.checkpoints.mkdir()
+
+    def refuse_if_taken(self) -> None:
+        """Check that a new run may be made here.
+
+        Raises:
+            RunFolderError: Something is there already.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file: choose a new or empty folder as --output")
+        if self.path.exists() and any(child.name not in (LOCK, "log.txt") for child in self.path.iterdir()):
             raise RunFolderError(
                 f"{self.path} already holds a run or other files: continue that run with --resume, or choose another "
                 "--output"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.yaml", dump(config))
-        self.checkpoints.mkdir()
+
+    def discard(self) -> None:
+        """Remove a new run that never got as far as its first step."""
+        if not self.metrics.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def stored_config(self) -> RunConfig:
         """Return the settings the run was started with.
@@ -82,7 +101,7 @@ class RunFolder:
         path = self.path / "config.yaml"
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        except (OSError, yaml.YAMLError, ValueError, RecursionError):
             raise RunFolderError(f"{self.path} holds no run to resume: {path} cannot be read") from None
         return parse(settings, str(path))
 
@@ -99,7 +118,7 @@ class RunFolder:
                 f"{self.path} holds another run: its {key} is {stored[key]!r}, not {asked[key]!r}; resume it without "
                 "these settings, or choose another --output"
             )
-        write_atomically(self.path / "config.yaml", dump(config))
+        write_whole(self.path / "config.yaml", dump(config))
         step = self._last_complete()
         for folder, number in self._checkpoints():
             if number > step:
@@ -125,7 +144,7 @@ class RunFolder:
     def _truncate_metrics(self, step: int) -> None:
         if self.metrics.exists():
             kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            write_atomically(self.metrics, "".join(line + "\n" for line in kept))
+            write_whole(self.metrics, "".join(line + "\n" for line in kept))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one step's line."""
@@ -137,16 +156,19 @@ class RunFolder:
         folder = self.path / "completions"
         folder.mkdir(exist_ok=True)
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(folder / f"step-{step:06d}.jsonl", text)
+        write_whole(folder / f"step-{step:06d}.jsonl", text)
 
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON file of the run, None where there is none."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return json.loads(path.read_bytes()) if path.exists() else None
+        except ValueError as error:
+            raise RunFolderError(f"{path} is damaged ({error}): restore it from a copy, or start another run") from None
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run."""
-        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+        write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
 
 
 class RunLock:
@@ -158,7 +180,7 @@ class RunLock:
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._file = (self.path / ".lock").open("a+", encoding="utf-8")
+        self._file = (self.path / LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -194,16 +216,6 @@ def latest_output(parent: Path) -> Path:
     if not runs:
         raise RunFolderError(f"there is no run under {parent}/ to resume; name its folder with --output")
     return max(runs, key=lambda run: run.stat().st_mtime)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whenever the process dies."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _step_of(line: str) -> float:

@@ -336,7 +336,7 @@ class Policy:
             InvalidConfig: Nothing loadable there, or an impossible dtype or device.
         """
         where, precision = _device(device), _dtype(dtype)
-        _check_source(str(source))
+        check_source(str(source))
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(str(source), dtype=precision)
@@ -424,7 +424,7 @@ def _dtype(name: str) -> torch.dtype | str:
     return dtype
 
 
-def _check_source(source: str) -> None:
+def check_source(source: str) -> None:
     """Refuse what is plainly no model before the hub is asked for it."""
     path = Path(source)
     if path.is_dir():

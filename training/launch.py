@@ -19,9 +19,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 from selfplay_gym.training.config import RunConfig, load, override
-from selfplay_gym.training.folder import RunFolder, RunLock, latest_output, next_output
+from selfplay_gym.training.folder import LOCK, RunFolder, RunLock, latest_output, next_output
 
 RUNS = Path("runs")
 """Where runs go that are not told otherwise."""
@@ -56,20 +56,28 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
         SelfPlayError: Whatever went wrong, as one line.
     """
     # Late: torch reads the thread counts from the environment when it is imported.
-    from selfplay_gym.training.run import run_rank
+    from selfplay_gym.training.run import check, run_rank
 
     if os.environ.get("RANK", "0") != "0":
         folder.path.mkdir(parents=True, exist_ok=True)
         return run_rank(config, folder, resume=resume, console=Console(quiet=True))
+    check(config)
+    if not resume and not (folder.path / LOCK).exists():
+        folder.refuse_if_taken()  # before a lock is left in somebody's folder
     with RunLock(folder.path):
         # Before there are followers, which read the settings from the folder.
         if resume:
             folder.resume(config)
         else:
             folder.prepare(config)
-        with _followers(config, folder) as environment:
-            os.environ.update(environment)
-            return run_rank(config, folder, resume=resume, console=console)
+        try:
+            with _followers(config, folder) as environment:
+                os.environ.update(environment)
+                return run_rank(config, folder, resume=resume, console=console)
+        except (InvalidConfig, UnknownId):
+            if not resume:
+                folder.discard()
+            raise
 
 
 @contextmanager

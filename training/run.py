@@ -18,19 +18,21 @@ from typing import Any, Self
 
 import transformers
 from rich.console import Console
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from selfplay_gym.archive import Archive
+from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.gate import Gate
 from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
-from selfplay_gym.registry import executors, make_family
+from selfplay_gym.registry import executors, make_family, unknown
 from selfplay_gym.report import write_report
 from selfplay_gym.training import holdout
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.evaluate import NANO_POLICY
 from selfplay_gym.training.folder import RunFolder
-from selfplay_gym.training.generation import Policy
+from selfplay_gym.training.generation import BACKENDS, Policy, check_source
 from selfplay_gym.training.live import LiveTable
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.trainer import Rollout, build_trainer
@@ -44,8 +46,30 @@ PACKAGES = ("selfplay-gym", "torch", "transformers", "trl", "accelerate", "numpy
 
 def load_policy(config: RunConfig) -> Policy:
     """Return the policy that a run starts from."""
-    source = NANO_POLICY if config.model == "nano" else config.model
-    return Policy.load(source, dtype="float32", backend=config.backend)
+    return Policy.load(_source(config), dtype="float32", backend=config.backend)
+
+
+def _source(config: RunConfig) -> str:
+    return str(NANO_POLICY) if config.model == "nano" else config.model
+
+
+def check(config: RunConfig) -> None:
+    """Refuse names that nothing is known under, before a folder is made or a process started.
+
+    Raises:
+        UnknownId: No such family, back-end or tracker.
+        InvalidConfig: An impossible setting of a family, a tracker that is not installed, or no model.
+    """
+    for name, settings in config.families.items():
+        make_family(name, style=config.style, **settings)
+    if config.backend not in BACKENDS:
+        raise UnknownId(unknown("generation backend", config.backend, BACKENDS))
+    for name in config.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UnknownId(unknown("tracker", name, INTEGRATION_TO_CALLBACK))
+        if name not in get_available_reporting_integrations():
+            raise InvalidConfig(f"report_to: the tracker {name!r} is not installed; install it or leave it out")
+    check_source(_source(config))
 
 
 def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Console) -> int:

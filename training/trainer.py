@@ -19,9 +19,10 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import GRPOConfig, GRPOTrainer
 
 from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.output import write_whole
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
-from selfplay_gym.training.folder import COMPLETE, RunFolder, write_atomically
+from selfplay_gym.training.folder import COMPLETE, RunFolder
 from selfplay_gym.training.generation import Policy
 from selfplay_gym.training.padding import skip_padding
 from selfplay_gym.training.rollouts import Row, SelfPlay
@@ -151,7 +152,7 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
         self.ranks.wait()
         if self.ranks.is_main:
             mark = self.folder.checkpoint(state.global_step) / COMPLETE
-            write_atomically(mark, json.dumps({"step": state.global_step}) + "\n")
+            write_whole(mark, json.dumps({"step": state.global_step}) + "\n")
 
 
 def slots(config: RunConfig, world: int) -> tuple[int, int, int]:
