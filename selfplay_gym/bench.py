@@ -27,7 +27,8 @@ from selfplay_gym.types import Job
 _TEMPLATES: tuple[tuple[str, str], ...] = (
     ("def f(xs):\n    total = 0\n    for i, x in enumerate(xs):\n        total += x * (i % {n} + 1)\n    return total",
      "[{i}, 2, 3, 5, 8, 13]"),
-    ("def f(text):\n    words = text.split()\n    return ' '.join(w[::-1] if len(w) > {n} else w.upper() for w in words)",
+    ("def f(text):\n    words = text.split()\n"
+     "    return ' '.join(w[::-1] if len(w) > {n} else w.upper() for w in words)",
      "'the quick brown fox {i} jumps'"),
     ("def f(n):\n    a, b = 0, 1\n    out = []\n    while len(out) < n + {n}:\n        out.append(a)\n"
      "        a, b = b, a + b\n    return out", "{i}"),
@@ -38,13 +39,16 @@ _TEMPLATES: tuple[tuple[str, str], ...] = (
     ("class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
      "        self.items.append(item)\n        return self\n\ndef f(n):\n    stack = Stack()\n"
      "    for i in range(n + {n}):\n        stack.push(i * i)\n    return stack.items[::-1]", "{i}"),
-    ("from collections import Counter\n\ndef f(text):\n    return dict(Counter(text).most_common({n}))", "'mississippi{i}'"),
-    ("def f(n):\n    def walk(k):\n        return 1 if k < 2 else walk(k - 1) + walk(k - 2)\n    return walk(n % 5 + {n} // 2)",
-     "{i}"),
+    ("from collections import Counter\n\ndef f(text):\n    return dict(Counter(text).most_common({n}))",
+     "'mississippi{i}'"),
+    ("def f(n):\n    def walk(k):\n        return 1 if k < 2 else walk(k - 1) + walk(k - 2)\n"
+     "    return walk(n % 5 + {n} // 2)", "{i}"),
     ("def f(xs, k):\n    seen = set()\n    for x in xs:\n        if (x + k) % {n} == 0:\n            seen.add(x)\n"
      "    return seen", "[3, 1, 4, 1, 5, 9, 2, 6], {i}"),
-    ("import itertools\n\ndef f(xs):\n    return sum(a * b % {n} for a, b in itertools.combinations(xs, 2))", "[1, 2, 3, {i}]"),
-    ("def f(n):\n    if n > {n}:\n        raise ValueError(f'too large: {{n}}')\n    return {{'n': n, 'half': n / 2}}", "{i}"),
+    ("import itertools\n\ndef f(xs):\n    return sum(a * b % {n} for a, b in itertools.combinations(xs, 2))",
+     "[1, 2, 3, {i}]"),
+    ("def f(n):\n    if n > {n}:\n        raise ValueError(f'too large: {{n}}')\n"
+     "    return {{'n': n, 'half': n / 2}}", "{i}"),
 )  # fmt: skip
 
 
