@@ -162,7 +162,7 @@ class Gate:
             return Rejected("literal_inputs", "an empty argument list")
         if self._on("distinct_inputs") and len(set(inputs)) < len(inputs):
             return Rejected("distinct_inputs", f"{len(inputs) - len(set(inputs))} inputs occur twice")
-        if self._on("message") and (leak := _leak(proposal.message, proposal.program)):
+        if self._on("message") and proposal.message and (leak := _leak(proposal.message, proposal.program)):
             return Rejected("message", leak)
         return replace(candidate, proposal=replace(proposal, inputs=inputs))
 
