@@ -244,9 +244,9 @@ def f(x, limit=3):
         "compute x*2+1 and more",
         "for y in range( limit ) :",
         "total+=y",
-        "t\u200bo\u200bt\u200ba\u200bl = x * 2 + 1",
-        "\uff54\uff4f\uff54\uff41\uff4c\uff1dx*2+1",
-        "total\u00a0=\u2003x * 2 + 1",
+        "x\u200b *\u200b 2 +\u200b 1",
+        "x\uff0a2\uff0b1",
+        "x\u00a0*\u20032 + 1",
     ],
 )
 def test_a_message_that_gives_the_program_away_is_refused(judge: Judge, message: str) -> None:
