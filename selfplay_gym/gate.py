@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -311,11 +312,16 @@ def _leak(message: str, program: str) -> str:
 
 def _statements(program: str) -> list[str]:
     """Return the program's lines, simple statements, and what they assign or return."""
+    source = program.encode()
+    # `ast.get_source_segment` splits the whole program for each part: a second for a thousand statements.
+    starts = [0, *(end.end() for end in re.finditer(rb"\r\n|\r|\n", source))]
     texts = program.splitlines()
     for node in ast.walk(programs.parse(program)):
         if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)):
-            found = [node] if node.value is None else [node, node.value]
-            texts += [ast.get_source_segment(program, part) or "" for part in found]
+            for part in (node, node.value):
+                if part is not None and part.end_lineno is not None and part.end_col_offset is not None:
+                    first, last = starts[part.lineno - 1], starts[part.end_lineno - 1]
+                    texts.append(source[first + part.col_offset : last + part.end_col_offset].decode())
     return texts
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from selfplay_gym.errors import InvalidConfig
-from selfplay_gym.gate import CHECKS, OPTIONAL, Candidate, Gate, GateConfig, Outcome
+from selfplay_gym.gate import CHECKS, OPTIONAL, Candidate, Gate, GateConfig, Outcome, _statements
 from selfplay_gym.protocols import Executor
 from selfplay_gym.types import Execution, Limits, NoVerdict, Proposal, Rejected, Status, Task
 
@@ -260,6 +261,20 @@ def test_a_message_that_gives_the_program_away_is_refused(judge: Judge, message:
 )
 def test_a_message_in_plain_words_is_not(judge: Judge, message: str) -> None:
     assert isinstance(judge(LONG, *PAIRS, message=message, family="induction"), Task)
+
+
+def test_statements_are_cut_out_at_the_right_places() -> None:
+    program = "def f(x):\r\n    ä = 'größer'; b = (x +\n      ä)\r    return (ä,\x0c b)\n"
+    parts = [" ".join(text.split()) for text in _statements(program)]
+    for part in ("ä = 'größer'", "b = (x + ä)", "x + ä", "return (ä, b)", "(ä, b)", "'größer'"):
+        assert part in parts or f"({part})" in parts, part
+
+
+def test_a_program_of_a_thousand_statements_is_compared_in_no_time() -> None:
+    program = "def f(x):\n" + " ;".join([" x=1"] * 1000)
+    start = time.process_time()
+    assert len(_statements(program)) > 2000
+    assert time.process_time() - start < 0.5
 
 
 def test_a_long_message_is_refused(judge: Judge) -> None:
