@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -18,10 +19,11 @@ from typing import Any, Self
 
 import transformers
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from selfplay_gym.archive import Archive
-from selfplay_gym.errors import InvalidConfig, UnknownId
+from selfplay_gym.errors import InvalidConfig, RunFolderError, UnknownId
 from selfplay_gym.gate import Gate
 from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
@@ -86,14 +88,36 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
         trainer = build_trainer(config, policy, rollout, folder, part)
         start = ranks.broadcast(part.start)
         part.measure_before()
-        trainer.train(resume_from_checkpoint=str(folder.checkpoint(start)) if start else None)
+        with _checkpointing(folder):
+            trainer.train(resume_from_checkpoint=str(folder.checkpoint(start)) if start else None)
         done = int(trainer.state.global_step)
         if done < config.steps:
             part.say_stopped(done)
             return INTERRUPTED
-        trainer.save_model(str(folder.model))
+        with _checkpointing(folder):
+            trainer.save_model(str(folder.model))
         part.finish()
     return 0
+
+
+@contextmanager
+def _checkpointing(folder: RunFolder) -> Iterator[None]:
+    """Say in one line what the libraries say in their own ways when the disk is full or a checkpoint is damaged.
+
+    Raises:
+        RunFolderError: A checkpoint can be neither written nor read. What was being written counts for nothing.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        # torch.save and torch.load raise plain RuntimeErrors, which name these parts of theirs.
+        if isinstance(error, SafetensorError) or re.search("PytorchStream|inline_container", str(error)):
+            reason = str(error).splitlines()[0]
+            raise RunFolderError(
+                f"a checkpoint in {folder.path} cannot be written or read ({reason}): check the disk and its free "
+                f"space, then go on with: selfplay-gym train --resume --output {folder.path}"
+            ) from error
+        raise
 
 
 class Follower:
@@ -167,6 +191,8 @@ class Leader:
             self.start = self.folder.resume(self.config) if self.resume else 0
             self.executor: Executor = executors.load("sandbox")()
             stack.callback(self.executor.close)
+            if self.start and not self.folder.archive.exists():
+                raise RunFolderError(f"{self.folder.archive} is missing: restore it from a copy, or start another run")
             self.archive = stack.enter_context(Archive(self.folder.archive, capacity=self.config.capacity))
             if self.resume:
                 self.archive.rewind(self.start)
