@@ -24,6 +24,7 @@ class Deduction:
 
     def __init__(self, style: prompting.Style = "azr", references: int = 6) -> None:
         prompting.check_style(style)
+        prompting.check_count("references", references, 0)
         self.style, self.references = style, references
 
     def seeds(self) -> Sequence[Task]:

@@ -24,6 +24,7 @@ class Induction:
 
     def __init__(self, style: prompting.Style = "azr", pairs: int = 10) -> None:
         prompting.check_style(style)
+        prompting.check_count("pairs", pairs, 2)
         self.style, self.pairs = style, pairs
 
     def seeds(self) -> Sequence[Task]:

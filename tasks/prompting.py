@@ -13,7 +13,7 @@ from importlib import resources
 from string import Template
 from typing import Literal, get_args
 
-from selfplay_gym.errors import UnknownId
+from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.types import Task, Triplet
 
 Style = Literal["azr", "chat", "compact"]
@@ -23,6 +23,12 @@ def check_style(style: str) -> None:
     """Raise `UnknownId` unless ``style`` is one of the three."""
     if style not in get_args(Style):
         raise UnknownId(f"no prompt style {style!r}; it is one of {', '.join(get_args(Style))}")
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise `InvalidConfig` unless a family's setting is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidConfig(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def fill(family: str, role: str, style: Style, **parts: str) -> str:
