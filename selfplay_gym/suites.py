@@ -230,9 +230,10 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def _find(data_dir: Path | None, names: Sequence[str]) -> Path:
-    folder = data_dir or Path(os.environ.get(DATA_VARIABLE, ""))
-    if folder == Path():
+    stated = os.environ.get(DATA_VARIABLE)
+    if data_dir is None and not stated:
         raise InvalidData(f"no data folder: pass --data-dir or set {DATA_VARIABLE} (looking for {names[0]})")
+    folder = data_dir or Path(stated or "")
     if not folder.is_dir():
         raise InvalidData(f"data folder {folder} does not exist")
     candidates = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
