@@ -1,0 +1,750 @@
+"""The command line as its users meet it: what a misuse is answered with, and that nothing is left behind by it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from selfplay_gym import __version__, cli, registry
+from selfplay_gym.archive import Archive
+from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.training.nano import build_model, build_tokenizer
+
+DOUBLE = "def f(x):\n    return 2 * x\n"
+NO_NETWORK = {"HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left: exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr that says what is wrong, checked to be fit for people."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        assert not re.search(r"Traceback|pydantic\.dev|[^\x20-\uffff]", lines[0])
+        assert self.out == ""
+        return lines[0]
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a command in this process, in an empty folder and without a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SELFPLAY_GYM_DATA", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(cli.console, "width", 300)
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["selfplay-gym", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Answer(end.value.code, shown.out, shown.err)
+
+    return call
+
+
+@pytest.fixture
+def one_sandbox(sandbox: SandboxExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every command use the session's sandbox, which takes no time to start."""
+
+    class Borrowed:
+        tier, run, describe, doctor = sandbox.tier, sandbox.run, sandbox.describe, sandbox.doctor
+
+        def __init__(self, **settings: object) -> None:
+            pass
+
+        def __enter__(self) -> SandboxExecutor:
+            return sandbox
+
+        def __exit__(self, *details: object) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(registry.executors, "load", lambda name: Borrowed)
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy with random weights that is loaded and run in a moment."""
+    folder = tmp_path_factory.mktemp("tiny_policy")
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, hidden=64, layers=2).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def start(*arguments: object, code: str = "", **how: Any) -> subprocess.Popen[str]:
+    """Start a command in a process of its own; ``code`` runs there before it."""
+    script = (
+        f"{textwrap.dedent(code)}\nimport sys\nsys.argv[0] = 'selfplay-gym'\nfrom selfplay_gym.cli import main\nmain()"
+    )
+    environment = {**os.environ, **NO_NETWORK, "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdout=how.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **how,
+    )
+
+
+def run_apart(*arguments: object, code: str = "", **how: Any) -> Answer:
+    """Run a command in a process of its own."""
+    process = start(*arguments, code=code, **how)
+    out, err = process.communicate(timeout=60)
+    return Answer(process.returncode, out or "", err)
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# -- usage -------------------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[str]:
+    group = typer.main.get_command(cli.app)
+    return sorted(group.commands)  # type: ignore[attr-defined]
+
+
+def test_the_version_is_printed(run: Run) -> None:
+    assert run("--version") == Answer(0, f"selfplay-gym {__version__}\n", "")
+
+
+def test_without_arguments_the_help_is_shown(run: Run) -> None:
+    answer = run()
+    assert answer.code == 0
+    assert all(f" {name} " in answer.out for name in commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_explains_itself_its_arguments_and_its_defaults(command: str) -> None:
+    group = typer.main.get_command(cli.app)
+    found = group.commands[command]  # type: ignore[attr-defined]
+    assert found.help
+    for parameter in found.params:
+        assert parameter.help, f"{command}: {parameter.name} has no help"
+        assert parameter.default is None or parameter.show_default or parameter.is_flag
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help_reads_without_a_terminal(run: Run, command: str) -> None:
+    answer = run(command, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert f"selfplay-gym {command}" in answer.out
+
+
+def test_defaults_stand_in_the_help(run: Run) -> None:
+    assert "[default: nano]" in run("train", "-h").out
+    assert "[default: 1.0]" in run("exec", "-h").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "'train'"),
+        (["--versoin"], "No such option: --versoin"),
+        (["exec"], "Missing argument 'FILE'"),
+        (["exec", "p.py", "--tier", "ful"], "'ful' is not one of 'full', 'filter_only', 'process_only'"),
+        (["exec", "p.py", "--policy", "strct"], "did you mean 'strict'?"),
+        (["exec", "p.py", "--cpu-seconds", "-1"], "'--cpu-seconds': Input should be greater than or equal to 0.001"),
+        (["exec", "p.py", "--cpu-seconds", "nan"], "'--cpu-seconds'"),
+        (["exec", "p.py", "--memory-mb", "-3"], "got '-3'"),
+        (["exec", "p.py", "--memory-mb", "many"], "'--memory-mb'"),
+        (["eval", "--suite", "nano"], "either a MODEL or --completions"),
+        (["eval", "nano", "--suite", "nano", "--completions", "c.jsonl"], "either a MODEL or --completions"),
+        (["eval", "nano"], "Missing option '--suite'"),
+        (["eval", "nano", "--suite", "nano", "--samples", "0"], "'--samples'"),
+        (["eval", "nano", "--suite", "nano", "--max-new-tokens", "0"], "'--max-new-tokens'"),
+        (["eval", "nano", "--suite", "nano", "--limit", "-1"], "'--limit'"),
+        (["compare", "a.json"], "Missing argument 'AFTER'"),
+        (["bench", "executer"], "did you mean 'executor'?"),
+        (["bench", "executor", "--rounds", "0"], "'--rounds'"),
+        (["list", "famlies"], "did you mean 'families'?"),
+        (["list", "xyz"], "there are checks, environments, executors, families, recipes, suites"),
+        (["pretrain", "out", "--examples", "0"], "'--examples'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_code_2(run: Run, tmp_path: Path, arguments: Sequence[str], said: str) -> None:
+    answer = run(*arguments)
+    assert answer.code == 2
+    assert said in answer.line
+    assert re.search(r"\(see selfplay-gym .*--help\)$", answer.line)
+    assert files(tmp_path) == []
+
+
+# -- list, doctor ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["families", "suites", "executors", "recipes", "checks", "environments"])
+def test_lists_are_lines_or_one_json_array(run: Run, kind: str) -> None:
+    names = json.loads(run("list", kind, "--json").out)
+    assert names
+    assert run("list", kind) == Answer(0, "\n".join(names) + "\n", "")
+
+
+def test_doctor_prints_one_json_object(run: Run) -> None:
+    answer = run("doctor", "--json")
+    facts = json.loads(answer.out)
+    assert (answer.code, answer.err) == (0, "")
+    assert {"tier", "walls", "workers", "refused", "cores", "training"} <= facts.keys()
+
+
+def test_doctor_tells_people_the_tier_and_the_walls(run: Run) -> None:
+    out = run("doctor").out
+    assert re.search(r"^sandbox tier \w+, \d+ workers$", out, re.MULTILINE)
+    assert "present  filter" in out
+
+
+# -- exec --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_run_is_one_json_object(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    answer = run("exec", write(tmp_path / "p.py", DOUBLE), "--input", "21", "--json")
+    found = json.loads(answer.out)
+    assert (answer.code, answer.err, found["status"], found["value"]) == (0, "", "ok", "42")
+    assert {"error_type", "message", "cpu_seconds", "tier"} <= found.keys()
+
+
+def test_several_runs_are_one_json_array_in_order(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    answer = run("exec", write(tmp_path / "p.py", DOUBLE), "--input", "1", "--input", "[]", "--input", "{", "--json")
+    assert [found["value"] for found in json.loads(answer.out)] == ["2", "[]", None]
+    assert answer.code == 1  # one of them is not ok
+
+
+def test_a_program_that_fails_is_a_result_with_code_1(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    answer = run("exec", write(tmp_path / "p.py", DOUBLE), "--input", "None")
+    assert (answer.code, answer.err) == (1, "")
+    assert "TypeError" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("program", "statuses"),
+    [
+        pytest.param(b"def f(x):\n    return \0 + x\n", {"error"}, id="NUL byte"),
+        pytest.param(b"def f(x):\n    return '\xff\xfe'\n", {"error"}, id="undecodable"),
+        pytest.param(b"", {"error"}, id="empty"),
+        pytest.param(b"def f(x):\n    return x\n" + b"#" * 10_000_000, {"ok"}, id="10 MB comment"),
+        pytest.param(b"x = 1\n" * 1_600_000 + b"def f(x):\n    return x\n", {"memory", "timeout"}, id="10 MB code"),
+    ],
+)
+def test_any_bytes_get_a_status(
+    run: Run, tmp_path: Path, one_sandbox: None, program: bytes, statuses: set[str]
+) -> None:
+    answer = run("exec", write(tmp_path / "p.py", program), "--input", "1", "--json")
+    assert json.loads(answer.out)["status"] in statuses
+    assert answer.err == ""
+
+
+def test_a_program_that_cannot_be_read_is_one_line(run: Run, tmp_path: Path) -> None:
+    assert run("exec", "nope.py").line == "error: cannot read the program nope.py: No such file or directory"
+    assert run("exec", tmp_path).line.endswith("Is a directory")
+    assert run("exec", "\udcff\x1b[2J.py").line.startswith(r"error: cannot read the program \udcff\x1b[2J.py: ")
+
+
+HOSTILE = """
+def f(x):
+    raise ValueError("[red]hi[/red] [/none] :smile: \\x1b[31mX\\x1b]0;title\\x07\\r\\u202egpj\\n")
+"""
+
+
+def test_what_a_program_says_is_inert_on_a_terminal(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    out = run("exec", write(tmp_path / "p.py", HOSTILE), "--input", "'[bold]'").out
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", out)
+    assert r"[red]hi[/red] [/none] :smile: \x1b[31mX" in out
+    assert "'[bold]'" in out
+
+
+def test_what_a_program_says_is_inert_as_json(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    out = run("exec", write(tmp_path / "p.py", HOSTILE), "--input", "1", "--json").out
+    assert out.isascii()
+    assert out.count("\n") == 1
+    assert "\x1b[31m" in json.loads(out)["message"]
+
+
+NO_NAMESPACES = """
+import ctypes, os
+from pathlib import Path
+user, group = os.getuid(), os.getgid()
+assert ctypes.CDLL(None).unshare(0x10000000) == 0
+Path("/proc/self/setgroups").write_text("deny")
+Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+Path("/proc/sys/user/max_user_namespaces").write_text("0")
+"""
+
+
+def test_without_user_namespaces_the_weaker_tier_is_used_and_named(tmp_path: Path) -> None:
+    program = write(tmp_path / "p.py", DOUBLE)
+    found = run_apart("exec", program, "--input", "2", code=NO_NAMESPACES)
+    assert (found.code, found.err) == (0, "")
+    assert "isolation: filter_only" in found.out
+    doctor = run_apart("doctor", code=NO_NAMESPACES)
+    assert "sandbox tier filter_only" in doctor.out
+    assert "refused: full: " in doctor.out
+    refused = run_apart("exec", program, "--input", "2", "--tier", "full", code=NO_NAMESPACES)
+    assert refused.code == 1
+    assert "no sandbox can be built here; full: " in refused.line
+
+
+# -- eval, compare -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "nanno"], "no suite 'nanno'; did you mean 'nano'"),
+        (["--suite", " , "], "no suite named; there are "),
+        (["--suite", "cruxeval"], "no data folder: pass --data-dir or set SELFPLAY_GYM_DATA"),
+        (["--suite", "cruxeval", "--data-dir", "nowhere"], "data folder nowhere does not exist"),
+        (["--suite", "cruxeval", "--data-dir", "."], "holds none of cruxeval.jsonl"),
+        (["--suite", "nano", "--json", "."], "cannot write .: it is a folder"),
+        (["--suite", "nano", "--json", "a/b.json"], "cannot write a/b.json: there is no folder a"),
+        (["--suite", "nano"], "cannot read c.jsonl: No such file or directory"),
+    ],
+)
+def test_eval_names_what_is_missing(
+    run: Run, tmp_path: Path, one_sandbox: None, arguments: Sequence[str], said: str
+) -> None:
+    answer = run("eval", "--completions", "c.jsonl", *arguments)
+    assert answer.code == 1
+    assert said in answer.line
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "c.jsonl: holds no completion"),
+        ('{"id": "deduction-000", "comp', "c.jsonl, line 1: not JSON"),
+        ("\n[1]\n", "c.jsonl, line 2: expected a JSON object, got list"),
+        ('{"id": "nano-easy/dedction-000", "completion": "1"}', "did you mean 'nano-easy/deduction-000'?"),
+        ('{"id": "nano-easy/[red]\\u001b[2J", "completion": "1"}', r"no problem 'nano-easy/[red]\x1b[2J'"),
+        ('{"id": "nano-easy/deduction-000"}', "c.jsonl, line 1: expected the fields 'id' and 'completion'"),
+        ('{"id": 3, "completion": "1"}', "c.jsonl, line 1: field 'id' must be text, got int"),
+        (b"\xff\xfe", "c.jsonl, line 1: not JSON"),
+    ],
+)
+def test_a_broken_file_of_completions_is_named_with_its_line(
+    run: Run, tmp_path: Path, one_sandbox: None, content: str | bytes, said: str
+) -> None:
+    write(tmp_path / "c.jsonl", content)
+    answer = run("eval", "--completions", "c.jsonl", "--suite", "nano-easy", "--json", "out.json")
+    assert answer.code == 1
+    assert said in answer.line
+    assert files(tmp_path) == ["c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "row", "said"),
+    [
+        ("cruxeval", '{"id": "a", "code": 3', "cruxeval.jsonl, line 2: not JSON"),
+        ("cruxeval", '{"id": "ok"}', "cruxeval.jsonl, line 2: id 'ok' stands already at "),
+        ("list_functions", '{"id": "a", "train": [], "test": []}', "list_functions.jsonl, line "),
+    ],
+)
+def test_a_broken_line_of_data_is_named(
+    run: Run, tmp_path: Path, one_sandbox: None, suite: str, row: str, said: str
+) -> None:
+    good = '{"id": "ok", "code": "def f(x):\\n    return x", "input": "1", "output": "1"}'
+    write(tmp_path / f"{suite}.jsonl", f"{good}\n{row}\n")
+    answer = run("eval", "--completions", "c.jsonl", "--suite", suite, "--data-dir", tmp_path)
+    assert answer.code == 1
+    assert said in answer.line
+
+
+def broken_models(folder: Path) -> dict[str, str]:
+    """Return what is no model, with a part of what is said of it."""
+    for name in ("empty", "other", "garbage", "no_weights"):
+        (folder / name).mkdir()
+    write(folder / "other" / "notes.txt", "hello")
+    write(folder / "garbage" / "config.json", '{"model_type":')
+    write(folder / "no_weights" / "config.json", '{"model_type": "qwen3"}')
+    write(folder / "file.bin", b"\0\1")
+    return {
+        "empty": "a folder without config.json that holds nothing",
+        "other": "a folder without config.json that holds notes.txt",
+        "garbage": "cannot load a model from 'garbage'",
+        "no_weights": "cannot load a model from 'no_weights'",
+        "file.bin": "a file",
+        "./nowhere": "the path of no folder",
+        "somebody/no-such-model": "cannot load a model from 'somebody/no-such-model'",
+    }
+
+
+def test_what_is_no_model_is_one_line_within_seconds(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    for name, said in broken_models(tmp_path).items():
+        began = time.monotonic()
+        answer = run("eval", name, "--suite", "nano-easy")
+        assert (answer.code, said in answer.line) == (1, True), answer.err
+        assert time.monotonic() - began < 10
+
+
+def test_a_model_is_scored_and_the_result_printed_as_json_alone(
+    run: Run, tmp_path: Path, one_sandbox: None, tiny_policy: Path
+) -> None:
+    answer = run("eval", tiny_policy, "--suite", "nano-easy", "--limit", "2", "--max-new-tokens", "4", "--json", "-")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["suites"][0]["n"] == 2
+
+
+def test_stored_completions_are_scored_shown_and_written(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    write(tmp_path / "[red]c[:x:].jsonl", '{"id": "deduction-000", "completion": "1"}\n')
+    arguments = ("--completions", "[red]c[:x:].jsonl", "--suite", "nano-easy", "--limit", "3", "--json", "out.json")
+    answer = run("eval", *arguments)
+    assert answer.code == 0
+    assert "[red]c[:x:].jsonl" in answer.out
+    assert json.loads((tmp_path / "out.json").read_text())["suites"][0]["suite"] == "nano-easy"
+    same = run("compare", "out.json", "out.json", "--json", "-")
+    assert json.loads(same.out)["suites"][0]["interval"]["difference"] == 0
+
+
+@pytest.mark.parametrize("content", ["", "[1", "[]", "{}", '{"suites": 3}', '{"suites": [{"suite": "a"}]}', b"\xff"])
+def test_compare_refuses_other_files(run: Run, tmp_path: Path, content: str | bytes) -> None:
+    write(tmp_path / "a.json", content)
+    answer = run("compare", "a.json", "a.json")
+    assert answer.code == 1
+    assert "a.json was not written by eval --json" in answer.line
+
+
+def test_compare_refuses_files_with_nothing_in_common(run: Run, tmp_path: Path) -> None:
+    suite = {"suite": "a", "data_sha256": "0", "protocol": "0", "rows": [{"id": "x", "score": 1.0}]}
+    for name, other in (("a", suite), ("b", {**suite, "suite": "b"}), ("c", {**suite, "data_sha256": "1"})):
+        write(tmp_path / f"{name}.json", json.dumps({"suites": [other]}))
+    assert "have no suite in common" in run("compare", "a.json", "b.json").line
+    assert "scored on different data" in run("compare", "a.json", "c.json").line
+    assert "cannot read d.json" in run("compare", "a.json", "d.json").line
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("stpes: 3", "no setting 'stpes'; did you mean 'steps'"),
+        ("play: {atempts: 3}", "no setting 'play.atempts'; did you mean 'play.attempts'"),
+        ("play: {attempts: 1}", "play.attempts: Input should be greater than or equal to 2, got 1"),
+        ("steps: many", "steps: Input should be a valid integer"),
+        ("play: 3", "play: "),
+        ("a: [1\n b: }", "not YAML"),
+        (b"\xff\xfe", "cannot be read as a recipe"),
+        ("- 1", "expected a mapping of settings, got list"),
+        ("", "expected a mapping of settings, got NoneType"),
+        ("1: 2", "Keys should be strings"),
+        ("families: {dedction: {}}", "no task family 'dedction'; did you mean 'deduction'"),
+        ("families: {deduction: {referense: 1}}", "'referense'; did you mean 'references'"),
+        ("families: {deduction: {references: -1}}", "references must be a whole number of at least 0, got -1"),
+        ("families: {induction: {pairs: lots}}", "pairs must be a whole number of at least 2, got 'lots'"),
+        ("backend: vlm", "no generation backend 'vlm'"),
+        ("report_to: [tensorbord]", "no tracker 'tensorbord'; did you mean 'tensorboard'"),
+        ("model: ./nowhere", "cannot load a model from './nowhere'"),
+        ("seed: 4294967296", "seed: "),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_starts_no_run(run: Run, tmp_path: Path, recipe: str | bytes, said: str) -> None:
+    write(tmp_path / "my.yaml", recipe)
+    answer = run("train", "my.yaml")
+    assert answer.code == 1
+    assert said in answer.line
+    assert files(tmp_path) == ["my.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nanoo"], "no recipe 'nanoo'; did you mean 'nano'?"),
+        (["nope.yaml"], "nope.yaml: cannot be read as a recipe"),
+        (["--set", "steps"], "--set expects key=value, got 'steps'"),
+        (["--set", "steps=[1"], "is not a YAML value"),
+        (["--set", "stpes=1"], "did you mean 'steps'"),
+        (["--set", "steps.x=1"], "'steps' is a value, not a section"),
+        (["--resume"], "there is no run under runs/ to resume"),
+        (["--resume", "--output", "nowhere"], "nowhere holds no run to resume"),
+    ],
+)
+def test_a_wrong_command_to_train_starts_no_run(run: Run, tmp_path: Path, arguments: Sequence[str], said: str) -> None:
+    answer = run("train", *arguments)
+    assert answer.code == 1
+    assert said in answer.line
+    assert files(tmp_path) == []
+
+
+def test_a_model_that_does_not_load_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "garbage").mkdir()
+    write(tmp_path / "garbage" / "config.json", '{"model_type":')
+    answer = run("train", "--output", "out", "--set", "model=garbage", "--set", "processes=1")
+    assert answer.code == 1
+    assert "cannot load a model from 'garbage'" in answer.line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_policy: Path) -> Path:
+    """The smallest run there is: two steps with the tiny policy, without hold-outs."""
+    text = f"""
+    model: {tiny_policy}
+    families: {{deduction: {{}}}}
+    play: {{proposals: 1, tasks: 2, attempts: 2, max_new_tokens: {{propose: 8, solve: 8}}}}
+    holdout: null
+    steps: 2
+    save_steps: 1
+    processes: 1
+    """
+    return write(tmp_path / "tiny.yaml", textwrap.dedent(text))
+
+
+def test_a_folder_with_other_files_is_refused_and_left_as_it_is(
+    run: Run, tmp_path: Path, recipe: Path, tiny_policy: Path
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    write(tmp_path / "thesis" / "chapter.tex", "x")
+    before = files(tmp_path)
+    assert "thesis already holds a run or other files" in run("train", recipe, "--output", "thesis").line
+    assert "tiny.yaml is a file" in run("train", recipe, "--output", "tiny.yaml").line
+    assert files(tmp_path) == before
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, one_sandbox: None) -> None:
+    """Lets runs happen in this process without changing how it logs and warns."""
+    from selfplay_gym.training import run
+
+    monkeypatch.setattr(run, "_quiet", lambda folder: None)
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711")
+        file.flush()
+        yield
+
+
+def new_run(folder: Path, recipe: Path) -> Path:
+    """Make a run's folder as it is before the first step."""
+    from selfplay_gym.training.config import load
+    from selfplay_gym.training.folder import RunFolder
+
+    RunFolder(folder).prepare(load(str(recipe), []))
+    return folder
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_in_use_is_refused(run: Run, tmp_path: Path, recipe: Path, resume: list[str]) -> None:
+    new_run(tmp_path / "out", recipe)
+    with locked(tmp_path / "out" / ".lock"):
+        answer = run("train", recipe, "--output", "out", *resume)
+    assert answer.code == 1
+    assert "out is in use by another run (process 4711)" in answer.line
+
+
+def test_another_runs_state_is_refused(run: Run, tmp_path: Path, recipe: Path) -> None:
+    new_run(tmp_path / "out", recipe)
+    before = files(tmp_path / "out")
+    assert "out already holds a run" in run("train", recipe, "--output", "out").line
+    answer = run("train", "--resume", "--output", "out", "--set", "seed=5")
+    assert "out holds another run: its seed is 0, not 5" in answer.line
+    assert sorted({*before, ".lock"}) == files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "other database"])
+def test_a_damaged_archive_is_refused_and_left_as_it_is(
+    run: Run, tmp_path: Path, recipe: Path, here: None, damage: str
+) -> None:
+    archive = new_run(tmp_path / "out", recipe) / "archive.sqlite"
+    if damage == "foreign":
+        write(archive, b"\x7fELF" + bytes(5000))
+    elif damage == "other database":
+        database = sqlite3.connect(archive)
+        database.execute("CREATE TABLE a (b)")
+        database.close()
+    else:
+        Archive(archive).close()
+        os.truncate(archive, 5000)
+    before = archive.read_bytes()
+    answer = run("train", "--resume", "--output", "out")
+    assert answer.code == 1
+    assert "archive.sqlite: expected " in answer.line
+    assert archive.read_bytes() == before
+
+
+def test_a_run_ends_its_report_is_written_and_it_cannot_lose_its_archive(
+    run: Run, tmp_path: Path, recipe: Path, here: None
+) -> None:
+    answer = run("train", recipe, "--output", "[red]o")
+    assert (answer.code, "Traceback" in answer.err) == (0, False)
+    assert "everything is in [red]o" in answer.out
+    assert run("report", "[red]o") == Answer(0, "[red]o/report.html\n", "")
+    (tmp_path / "[red]o" / "archive.sqlite").unlink()
+    resumed = run("train", "--resume", "--output", "[red]o", "--set", "steps=3")
+    assert resumed.code == 1
+    assert "archive.sqlite is missing" in resumed.line
+
+
+@pytest.mark.parametrize("content", [None, "", "not JSON\n", "[1]\n", '{"a": 1}\n', '{"step": 1}\n'])
+def test_report_of_no_run_is_one_line(run: Run, tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "out").mkdir()
+    if content is not None:
+        write(tmp_path / "out" / "metrics.jsonl", content)
+    answer = run("report", "out")
+    assert answer.code == 1
+    assert "out" in answer.line
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert "nowhere is no run folder" in run("report", "nowhere").line
+
+
+# -- full disks, readers that leave, Ctrl-C ----------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file grow beyond ``size`` bytes, which to a program is much like a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(300, "out/config.yaml: File too large"), (5000, "archive.sqlite: "), (200_000, "a checkpoint in out ")],
+)
+def test_a_full_disk_is_one_line_and_nothing_counts_that_is_half_written(
+    run: Run, tmp_path: Path, recipe: Path, here: None, size: int, said: str
+) -> None:
+    with full_disk(size):
+        answer = run("train", recipe, "--output", "out")
+    assert answer.code == 1
+    *_, last = answer.err.splitlines()
+    assert last.startswith("error: ")
+    assert said in last
+    assert not [name for name in files(tmp_path) if name.endswith((".part", "complete.json", "result.json"))]
+    begun = (tmp_path / "out" / "config.yaml").exists()
+    assert run("train", recipe, "--output", "out", *(["--resume"] if begun else [])).code == 0
+
+
+def test_a_result_that_does_not_fit_on_the_disk_leaves_the_old_file(
+    run: Run, tmp_path: Path, one_sandbox: None
+) -> None:
+    write(tmp_path / "c.jsonl", '{"id": "deduction-000", "completion": "1"}\n')
+    write(tmp_path / "out.json", "old")
+    with full_disk(1000):
+        answer = run("eval", "--completions", "c.jsonl", "--suite", "nano-easy", "--json", "out.json")
+    assert (answer.code, answer.err) == (1, "error: out.json: File too large\n")
+    assert files(tmp_path) == ["c.jsonl", "out.json"]
+    assert (tmp_path / "out.json").read_text() == "old"
+
+
+def test_a_full_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        answer = run_apart("list", "checks", stdout=full)
+    assert (answer.code, answer.line) == (1, "error: No space left on device")
+
+
+def test_a_reader_that_leaves_early_hears_no_complaint() -> None:
+    process = start("list", "checks")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(30) == 1
+
+
+def test_a_terminal_that_knows_ascii_only_gets_escapes(tmp_path: Path) -> None:
+    program = write(tmp_path / "p.py", "def f(x):\n    return x\n")
+    code = "import sys\nsys.stdout.reconfigure(encoding='ascii', errors='strict')"
+    answer = run_apart("exec", program, "--input", "'é'", code=code)
+    assert (answer.code, answer.err) == (0, "")
+    assert r"'\xe9'" in answer.out
+
+
+FOREVER = "def f(x):\n    while True:\n        pass\n"
+
+
+INTERRUPTING = """
+import os, signal, threading
+from selfplay_gym.executors.sandbox import SandboxExecutor
+
+run = SandboxExecutor.run
+
+def interrupted(*arguments):
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    return run(*arguments)
+
+SandboxExecutor.run = interrupted
+"""
+
+
+def test_ctrl_c_ends_a_program_with_one_line(tmp_path: Path) -> None:
+    program = write(tmp_path / "p.py", FOREVER)
+    answer = run_apart("exec", program, "--input", "1", "--cpu-seconds", "60", code=INTERRUPTING)
+    assert (answer.code, answer.out, answer.err) == (cli.INTERRUPTED, "", "error: interrupted\n")
+
+
+ANNOUNCING = """
+from selfplay_gym.training.generation import Policy
+
+sample = Policy.sample
+
+def announce(*arguments, **named):
+    print("asking", flush=True)
+    return sample(*arguments, **named)
+
+Policy.sample = announce
+"""
+
+
+def test_ctrl_c_ends_an_evaluation_with_one_line_and_without_a_file(tmp_path: Path, tiny_policy: Path) -> None:
+    asked = ("--suite", "nano", "--samples", "100", "--temperature", "1", "--json", tmp_path / "out.json")
+    process = start("eval", tiny_policy, *asked, code=ANNOUNCING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asking\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == cli.INTERRUPTED
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in err
+    assert not (tmp_path / "out.json").exists()
