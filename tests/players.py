@@ -99,7 +99,7 @@ def train_tiny_policy(folder: Path) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98))
     stream = (
         example.task("deduction")
-        for example in nano_programs.examples((1,), rng, held_out=False, pairs=2)
+        for example in nano_programs.examples((1,), rng, held_out=False)
         if example.program.steps[0][0].word in WORDS
     )
     for step in range(STEPS):
