@@ -95,6 +95,11 @@ class Candidate:
     lot: int = 0
 
 
+# Signs of code, or of a completion's frame, in a message. "return" alone is an ordinary word.
+_CODE = re.compile(
+    r"```|\bdef \w+\(|\blambda\b.*:|^\s*(?:import|from|return)\b|\breturn \w\b|\bf\(|</?(?:answer|think)>", re.MULTILINE
+)
+
 Outcome = Task | Rejected | NoVerdict
 
 
@@ -301,9 +306,8 @@ def _behaviour(task: Task, runs: Sequence[Execution]) -> str:
 
 def _leak(message: str, program: str) -> str:
     """Return how a message gives the program away, or nothing."""
-    for sign in ("```", "def ", "lambda", "return ", "import ", "f(", "<answer>", "<think>"):
-        if sign in message:
-            return f"the message contains {sign!r}"
+    if sign := _CODE.search(message):
+        return f"the message contains {sign[0]!r}"
     said = _squeezed(message)
     if any(words in said for words in map(_squeezed, _statements(program)) if _says_something(words)):
         return "the message contains a statement of the program"

@@ -54,7 +54,11 @@ class TaskFamily(Protocol):
 
 @runtime_checkable
 class ProposingFamily(TaskFamily, Protocol):
-    """A task family for which the policy can also write tasks. Held-out sets leave this half out."""
+    """A task family for which the policy can also write tasks. Held-out sets leave this half out.
+
+    References come from the family's own tasks; with an attribute ``references_from_all = True`` from every family's,
+    for families that propose *about* a program.
+    """
 
     references: int
     """How many stored tasks a proposal prompt shows."""

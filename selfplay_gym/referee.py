@@ -101,9 +101,9 @@ class Referee:
         return [self.proposal_prompt(name, rng) for name in self.proposing for _ in range(count)]
 
     def proposal_prompt(self, family: str, rng: random.Random) -> ProposalRequest:
-        """Return one prompt. A family that proposes *about* a program draws it from all families' tasks."""
+        """Return one prompt, with references from the family's own tasks or, where it says so, from everybody's."""
         maker = self.proposing[family]
-        sources = list(self.proposing) if maker.references == 1 else [family]
+        sources = list(self.proposing) if getattr(maker, "references_from_all", False) else [family]
         references = self.archive.sample(sources, maker.references, rng, "uniform")
         prompt = maker.proposal_prompt([stored.task for stored in references], rng)
         return ProposalRequest(family, prompt, tuple(references))

@@ -21,6 +21,7 @@ class Induction:
 
     name = "induction"
     references = 1
+    references_from_all = True
 
     def __init__(self, style: prompting.Style = "azr", pairs: int = 10) -> None:
         prompting.check_style(style)

@@ -227,7 +227,7 @@ class Leader:
 
     def measure_before(self) -> None:
         """Solve the hold-outs with the starting policy, unless that was done before the run was cut off."""
-        self.console.print(self._opening(), highlight=False)
+        self.console.print(self._opening(), highlight=False, soft_wrap=True)
         with self.generator.leading():
             if self.suites and self.folder.read_json("holdout_before.json") is None:
                 # A resumed run without this file never got beyond it, so the policy is still the starting one.
