@@ -73,8 +73,8 @@ def _escape(fragment: str) -> str:
     return "".join(c if c.isalnum() or c in " \n" else f"\\{c}" for c in fragment)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 128, layers: int = 6) -> Qwen3ForCausalLM:
-    """Return a randomly initialised Qwen3 of about 0.9 M parameters at the default size."""
+def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 128, layers: int = 4) -> Qwen3ForCausalLM:
+    """Return a randomly initialised Qwen3 of about 0.6 M parameters at the default size."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -183,13 +183,13 @@ class PretrainConfig:
         threads: CPU threads.
     """
 
-    examples: int = 280_000
+    examples: int = 200_000
     batch_tokens: int = 2048
     learning_rate: float = 2e-3
     muon_learning_rate: float = 0.02
     hidden: int = 128
-    layers: int = 6
-    seed: int = 0
+    layers: int = 4
+    seed: int = 1
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -201,6 +201,12 @@ class PretrainConfig:
                 raise InvalidConfig(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         if self.hidden % 64:
             raise InvalidConfig(f"hidden must be a multiple of 64, got {self.hidden}")
+
+    @property
+    def command(self) -> str:
+        """The command that makes the same policy."""
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(self).items())
+        return f"selfplay-gym pretrain OUTPUT {options}"
 
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -281,7 +287,8 @@ def pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float,
             optimizer.step()
         seen, tokens = seen + len(ids), tokens + ids.numel()
         report(seen, loss.item(), tokens / (time.monotonic() - started))
-    save(model, tokenizer, output, {**asdict(config), "seconds": round(time.monotonic() - started)})
+    facts = {"command": config.command, **asdict(config), "seconds": round(time.monotonic() - started)}
+    save(model, tokenizer, output, facts)
 
 
 def build_optimizers(model: Qwen3ForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
