@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,9 @@ from rich.console import Console
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 from selfplay_gym.training.config import RunConfig, load, override
 from selfplay_gym.training.folder import LOCK, RunFolder, RunLock, latest_output, next_output
+
+GRACE_SECONDS = 10.0
+"""How long rank 0 has to notice by itself that another process has ended."""
 
 RUNS = Path("runs")
 """Where runs go that are not told otherwise."""
@@ -105,29 +109,50 @@ def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]
             )
             stack.callback(_end, process)
             processes.append(process)
+        over = threading.Event()
+        threading.Thread(target=_end_if_deserted, args=(processes, folder, over), daemon=True).start()
         try:
             yield {**shared, "RANK": "0", "LOCAL_RANK": "0"}
         except BaseException as error:
-            lost = None if isinstance(error, (SelfPlayError, KeyboardInterrupt)) else _first_to_fail(processes)
+            over.set()
+            known = isinstance(error, (SelfPlayError, KeyboardInterrupt))
+            lost = None if known else _first_to_fail(processes, folder, wait_seconds=2.0)
             for process in processes:  # what there is to keep, rank 0 has
                 process.kill()
             if lost is None:
                 raise
-            raise SelfPlayError(
-                f"{lost}, see {folder.log}; go on with: selfplay-gym train --resume --output {folder.path}"
-            ) from error
+            raise SelfPlayError(lost) from error
+        finally:
+            over.set()
 
 
-def _first_to_fail(processes: Sequence[subprocess.Popen[bytes]]) -> str | None:
+def _first_to_fail(
+    processes: Sequence[subprocess.Popen[bytes]], folder: RunFolder, wait_seconds: float = 0.0
+) -> str | None:
     """Say which follower ended by itself, if one did; its end may be noticed a moment after its silence."""
-    deadline = time.monotonic() + 2.0
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + wait_seconds
+    while True:
         for rank, process in enumerate(processes, start=1):
             if code := process.poll():
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                return f"process {rank} of the run {how}"
+                again = f"selfplay-gym train --resume --output {folder.path}"
+                return f"process {rank} of the run {how}, see {folder.log}; go on with: {again}"
+        if time.monotonic() >= deadline:
+            return None
         time.sleep(0.05)
-    return None
+
+
+def _end_if_deserted(processes: Sequence[subprocess.Popen[bytes]], folder: RunFolder, over: threading.Event) -> None:
+    """End this process when a follower has ended and rank 0 does not notice.
+
+    While the processes find each other, rank 0 waits up to half an hour for one that will never come, inside a library
+    that no exception reaches. Ending it there loses nothing: a run can be killed at any moment.
+    """
+    while not over.wait(0.5):
+        lost = _first_to_fail(processes, folder)
+        if lost is not None and not over.wait(GRACE_SECONDS):
+            print(f"error: {lost}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
