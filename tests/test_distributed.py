@@ -277,6 +277,28 @@ def test_a_killed_follower_ends_the_run_with_one_line(runs: dict[int, Path], tmp
 
 
 @pytest.mark.slow
+def test_a_follower_that_dies_before_it_is_met_ends_the_run(runs: dict[int, Path], tmp_path: Path) -> None:
+    with started("train", runs[2].parent / "2.yaml", "--output", tmp_path) as process:
+        others: set[int] = set()
+
+        def follower() -> int | None:
+            others.update(descendants(process.pid))
+            return next((pid for pid in others if "selfplay_gym.training.launch" in command_line(pid)), None)
+
+        wait_for(lambda: follower() is not None, process)
+        os.kill(follower() or 0, signal.SIGKILL)
+        began = time.monotonic()
+        ended = finished(process)
+    assert time.monotonic() - began < 30
+    assert ended.code == 1
+    assert ended.err.startswith("error: process 1 of the run was killed by signal 9")
+    assert ended.err.count("\n") == 1
+    wait_for(lambda: not alive(others))
+    assert train("--resume", "--output", tmp_path).code == 0
+    assert_same_run(tmp_path, runs[2])
+
+
+@pytest.mark.slow
 def test_killing_the_first_process_leaves_nothing_behind(runs: dict[int, Path], tmp_path: Path) -> None:
     recipe = runs[2].parent / "2.yaml"
     for moment in (0, 2):
