@@ -10,7 +10,6 @@ Standard library only.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` wraps every call in enums
-import ast
 import builtins
 import io
 import marshal
@@ -18,21 +17,18 @@ import os
 import struct
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from types import CodeType, TracebackType
 from typing import NamedTuple
 
-from selfplay_gym.literals import NotALiteral, encode, parse_arguments
+from selfplay_gym.executors.compiler import PROGRAM_NAME
+from selfplay_gym.literals import NotALiteral, encode
 
 FRAME = struct.Struct("<IBII")  # length of the payload, status, line, microseconds of processor time
 OK, ERROR, TIMEOUT, MEMORY, OUTPUT_LIMIT, UNSERIALISABLE = range(6)
 CRASHED, FORBIDDEN, NO_VERDICT = range(6, 9)  # these only the server can say
 MESSAGE_CHARACTERS = 200
 STDOUT_CHARACTERS = 2**20
-PROGRAM_NAME = "<program>"
-
-SHORT_INPUT = 2048  # characters
 
 _RECURSION_LIMIT = 1000
 _ITIMER_PROF, _SIGPROF, _SIG_SETMASK = _signal.ITIMER_PROF, _signal.SIGPROF, _signal.SIG_SETMASK
@@ -44,7 +40,6 @@ _set_trace, _set_profile = sys.settrace, sys.setprofile
 _pack = FRAME.pack
 _name_of_type: Callable[[type], str] = type.__dict__["__name__"].__get__
 _sys, _set, _StringIO = sys, setattr, io.StringIO
-_parse_tree, _Call, _Name = ast.parse, ast.Call, ast.Name
 
 Arguments = tuple[list[object], dict[str, object]]
 Outcome = tuple[int, int, bytes]  # status, line, payload
@@ -56,7 +51,7 @@ class Job(NamedTuple):
     program: bytes
     is_text: bool
     entry: str
-    inputs: tuple[str | bytes, ...]  # text, or a short literal as marshalled code (`literal_code`)
+    inputs: tuple[str | bytes, ...]  # bytes: marshalled arguments; text: why they are no literals, or an expression
     runs: tuple[int, ...]
     literal_inputs: bool
     stop: bool
@@ -64,6 +59,7 @@ class Job(NamedTuple):
     wall_seconds: float
     memory_bytes: int
     output_bytes: int
+    code: bytes = b""  # the program compiled and marshalled, if the server could have that done
 
 
 class _Expired(BaseException):
@@ -205,51 +201,31 @@ class _Program:
         self._refused = (TIMEOUT, 0, b"cpu\0")  # stands if the budget ends in here
         program = self.job.program
         try:
+            if self.job.code:
+                self._code = _loads(self.job.code)
+                return
             source = program.decode("utf-8", "surrogatepass") if self.job.is_text else program
             self._code = compile(source, PROGRAM_NAME, "exec", 0, True)
         except BaseException:
             self._refused = _failure()
 
 
-def literal_code(text: str) -> bytes | None:
-    """Return code that makes the arguments of a short literal text, or None: then the child reads the text.
-
-    For the trusted side, which does not fork: the parser would make a child copy a hundred pages of memory. The text is
-    known to be literal before it is compiled.
-    """
-    if len(text) > SHORT_INPUT:
-        return None
-    try:
-        parse_arguments(text)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return marshal.dumps(compile(f"f({text}\n)", "<input>", "eval", 0, True))
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
-
-
 def _supply(job: Job, given: str | bytes) -> Supply:
     if type(given) is bytes:
-        code = _loads(given)
-        return lambda: eval(code, _LITERAL_NAMES)  # noqa: S307
-    return _parsed_supply(str(given)) if job.literal_inputs else _evaluated_supply(str(given))
-
-
-def _parsed_supply(text: str) -> Supply:
-    try:
-        arguments = parse_arguments(text)
-    except NotALiteral as refusal:
-        message = str(refusal)
-        return lambda: _raise(NotALiteral(message))
-    return lambda: arguments
+        return lambda: _loads(given)
+    if job.literal_inputs:
+        return lambda: _raise(NotALiteral(given))
+    return _evaluated_supply(str(given))
 
 
 def _evaluated_supply(text: str) -> Supply:
     """Return what evaluates an argument list; for inputs of data sets, which no model wrote."""
+    import ast  # a light server has none, and never gets here
+
     try:
-        tree = _parse_tree(f"f({text}\n)", mode="eval")
+        tree = ast.parse(f"f({text}\n)", mode="eval")
         call = tree.body
-        if not (isinstance(call, _Call) and isinstance(call.func, _Name) and call.func.id == "f"):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f"):
             raise NotALiteral("not one argument list")
         code = compile(tree, "<input>", "eval", 0, True)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
@@ -260,16 +236,6 @@ def _evaluated_supply(text: str) -> Supply:
 
 def _collect(*positional: object, **keywords: object) -> Arguments:
     return list(positional), keywords
-
-
-_LITERAL_NAMES = {
-    "f": _collect,
-    "nan": float("nan"),
-    "inf": float("inf"),
-    "set": set,
-    "frozenset": frozenset,
-    "__builtins__": {},
-}
 
 
 def _raise(error: NotALiteral) -> Arguments:

@@ -26,11 +26,10 @@ What is not covered:
 from __future__ import annotations
 
 import contextlib
-import json
 import marshal
 import os
 import re
-import selectors
+import select
 import socket
 import struct
 import subprocess
@@ -50,7 +49,8 @@ import selfplay_gym
 from selfplay_gym import literals
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.policy import Refusal, refusal
-from selfplay_gym.executors.runner import FRAME, literal_code
+from selfplay_gym.executors.runner import FRAME
+from selfplay_gym.executors.server import LIGHT
 from selfplay_gym.types import Execution, Job, Status, Tier
 
 _FRAME = FRAME
@@ -63,6 +63,8 @@ _START_SECONDS = 30.0
 _PIPELINE = 2  # jobs a server holds: one running, one waiting, so that it never waits for us
 _SLACK_SECONDS = 30.0  # beyond all limits of a job together; then its server counts as hung
 _HASH_SEEDS = {"A": "2801", "B": "4643"}  # fixed, so that a verdict does not depend on the run
+_FULL = " full"  # servers that preloaded all that programs may import; the others fork for half the price
+_KINDS = tuple(seed + size for size in ("", _FULL) for seed in _HASH_SEEDS)
 
 # Starts a server without running `selfplay_gym/__init__.py`, whose imports a server must not have.
 _BOOTSTRAP = """
@@ -110,7 +112,7 @@ class SandboxExecutor:
         self.workers = workers or len(os.sched_getaffinity(0))
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._servers: dict[str, list[_Server]] = {"A": [], "B": []}
+        self._servers: dict[str, list[_Server]] = {kind: [] for kind in _KINDS}
         self._closed = False
         self._refusals: list[str] = []
         self._tier = self._start_first(_accepted_tiers(tier, allow_process_only))
@@ -182,8 +184,8 @@ class SandboxExecutor:
             raise ExecutorError("this executor belongs to another process; make one after the fork")
 
     def _all_servers(self) -> Iterator[_Server]:
-        yield from self._servers["A"]
-        yield from self._servers["B"]
+        for servers in self._servers.values():
+            yield from servers
 
     def _start_first(self, tiers: Sequence[Tier]) -> Tier:
         for tier in tiers:
@@ -270,8 +272,8 @@ class _Server:
         if body[:1] != b"H":
             self.kill()
             raise ExecutorError(body[1:500].decode("utf-8", "replace"))
-        hello = json.loads(body[1:])  # written before any untrusted code ran
-        self.walls = {str(name): bool(held) for name, held in hello["walls"].items()}
+        facts = marshal.loads(body[1:])  # noqa: S302 - written before any untrusted code ran
+        self.walls = {str(name): bool(held) for name, held in facts.items()}
         self.socket.setblocking(False)
         return self
 
@@ -368,6 +370,7 @@ def _spawn(control: socket.socket, kind: str, tier: Tier) -> subprocess.Popen[by
     package = Path(selfplay_gym.__file__).parent
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     arguments = [str(tier), str(os.getpid()), str(package / "literals.py"), str(package), str(Path(__file__).parent)]
+    arguments.append("full" if kind.endswith(_FULL) else "light")
     passed = control.fileno()
     return subprocess.Popen(
         # Not -I or -E: both ignore PYTHONHASHSEED.
@@ -377,7 +380,8 @@ def _spawn(control: socket.socket, kind: str, tier: Tier) -> subprocess.Popen[by
         stderr=subprocess.DEVNULL,
         pass_fds=(passed,),
         cwd="/",
-        env={**kept, "PYTHONHASHSEED": _HASH_SEEDS[kind], "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+        # Bound now, or every child would look up the same C functions anew.
+        env={**kept, "PYTHONHASHSEED": _HASH_SEEDS[kind[0]], "LC_ALL": "C.UTF-8", "TZ": "UTC", "LD_BIND_NOW": "1"},
         start_new_session=True,  # Ctrl-C in a terminal is for the trainer
     )
 
@@ -402,7 +406,7 @@ class _Ticket:
         is_text = isinstance(job.program, str)
         program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
         numbers = (limits.cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
-        inputs = tuple(map(_prepared, job.inputs)) if job.literal_inputs else job.inputs
+        inputs = tuple(map(_marshalled, job.inputs)) if job.literal_inputs else job.inputs
         fields = (program, is_text, job.entry, inputs, self.runs, job.literal_inputs, self.stop, *numbers)
         body = b"J" + marshal.dumps(fields)
         return _LENGTH.pack(len(body)) + body
@@ -418,7 +422,7 @@ class _Batch:
     def __init__(self, executor: SandboxExecutor, jobs: Sequence[Job]) -> None:
         self._executor = executor
         self._answers: list[tuple[Execution, ...] | None] = [None] * len(jobs)
-        self._waiting: dict[str, deque[_Ticket]] = {"A": deque(), "B": deque()}
+        self._waiting: dict[str, deque[_Ticket]] = {kind: deque() for kind in _KINDS}
         self._open = 0
         for index, job in enumerate(jobs):
             self._admit(index, job)
@@ -434,7 +438,8 @@ class _Batch:
             return
         numbers = range(len(job.inputs))
         runs = tuple(number for number in numbers for _ in range(2)) if job.check_determinism else tuple(numbers)
-        self._waiting["A"].append(_Ticket(index, job, "A", runs, job.check_determinism))
+        kind = "A" if is_light(job) else "A" + _FULL
+        self._waiting[kind].append(_Ticket(index, job, kind, runs, job.check_determinism))
         self._open += 1
 
     def run(self) -> list[tuple[Execution, ...]]:
@@ -484,9 +489,12 @@ class _Batch:
         if any(execution.status is Status.NO_VERDICT for execution in executions) and not ticket.tries:
             ticket.tries += 1
             self._waiting[ticket.kind].append(ticket)
+        elif not ticket.kind.endswith(_FULL) and any(e.error_type in _MISSING for e in executions):
+            ticket.kind += _FULL
+            self._waiting[ticket.kind].append(ticket)
         elif not ticket.job.check_determinism:
             self._settle(ticket, executions)
-        elif ticket.kind == "A":
+        elif ticket.kind.startswith("A"):
             self._check_elsewhere(ticket, _settled_repeats(executions))
         else:
             self._settle(ticket, _settled_seeds(ticket, executions))
@@ -498,9 +506,10 @@ class _Batch:
         if not runs:
             self._settle(ticket, firsts)
             return
-        second = _Ticket(ticket.index, ticket.job, "B", runs[::-1], False)
+        kind = ticket.kind.replace("A", "B", 1)
+        second = _Ticket(ticket.index, ticket.job, kind, runs[::-1], False)
         second.first = firsts
-        self._waiting["B"].append(second)
+        self._waiting[kind].append(second)
 
     def _settle(self, ticket: _Ticket, executions: list[Execution]) -> None:
         """Store the answer; a check that stopped early gives its last execution to the inputs after it."""
@@ -510,13 +519,14 @@ class _Batch:
 
 
 def _ready(servers: list[_Server]) -> Iterable[tuple[_Server, bool, bool]]:
-    with selectors.PollSelector() as selector:
-        for server in servers:
-            write = selectors.EVENT_WRITE if server.wants_to_write else 0
-            selector.register(server.socket, selectors.EVENT_READ | write, server)
-        events = selector.select(1.0)
-    for key, mask in events:
-        yield key.data, bool(mask & selectors.EVENT_READ), bool(mask & selectors.EVENT_WRITE)
+    """Wait a second at most; yield every server that can be read or written, and which of the two."""
+    poll = select.poll()  # `selectors` costs as much again as everything else here
+    for server in servers:
+        poll.register(server.socket, select.POLLIN | (select.POLLOUT if server.wants_to_write else 0))
+    by_descriptor = {server.socket.fileno(): server for server in servers}
+    for descriptor, events in poll.poll(1000):
+        # An error or a hang-up shows when it is read.
+        yield by_descriptor[descriptor], bool(events & ~select.POLLOUT), bool(events & select.POLLOUT)
 
 
 _LARGEST_MESSAGE = 64 * 2**20
@@ -539,8 +549,38 @@ def _cached_refusal(program: str) -> Refusal | None:
 
 
 @lru_cache(maxsize=4096)
-def _prepared(text: str) -> bytes | str:
-    return literal_code(text) or text
+def _marshalled(text: str) -> bytes | str:
+    """Return the arguments that a text says, marshalled; or, as text, why it says none."""
+    try:
+        return marshal.dumps(literals.parse_arguments(text))
+    except literals.NotALiteral as refusal:
+        return str(refusal)
+
+
+_IMPORT = re.compile(
+    r"^[ \t]*(?:import[ \t]+([\w.]+)(?:[ \t]+as[ \t]+\w+)?"
+    r"|from[ \t]+([\w.]+)[ \t]+import[ \t][\w \t,()*]+);?[ \t]*$",
+    re.ASCII | re.MULTILINE,
+)
+
+
+def is_light(job: Job) -> bool:
+    """Return whether a light server can run a job, going by its text: wrong guesses cost a second run, no verdict.
+
+    >>> is_light(Job("import re", ())), is_light(Job("import re, json", ())), is_light(Job("__import__('re')", ()))
+    (True, False, False)
+    """
+    if not isinstance(job.program, str) or not job.literal_inputs or "\\N" in job.program:
+        return False
+    mentions = job.program.count("import")
+    if not mentions:
+        return True
+    named = [first or second for first, second in _IMPORT.findall(job.program)]
+    return len(named) == mentions and LIGHT.issuperset(named)
+
+
+# What a program meets in a light server, and not in a full one, when it reaches for what is not there.
+_MISSING = frozenset(("ImportError", "ModuleNotFoundError", "LookupError"))
 
 
 def _read_frames(message: bytes, ticket: _Ticket) -> list[Execution]:

@@ -10,9 +10,9 @@ library only: the server, which sees no installed package, loads this file.
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 RESULT_FD = 3
 
@@ -26,12 +26,12 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _PROT_EXEC, _MAP_ANONYMOUS = 0x4, 0x20
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """System-call numbers of one architecture.
 
     Attributes:
         audit: The kernel's name for the architecture (``AUDIT_ARCH_*``).
+        read: Refused, except to the process that compiles.
         write: Allowed to the result pipe alone.
         mmap: Allowed for anonymous memory that cannot be executed.
         mprotect: Allowed without execution.
@@ -41,6 +41,7 @@ class Table:
     """
 
     audit: int
+    read: int
     write: int
     mmap: int
     mprotect: int
@@ -51,6 +52,7 @@ class Table:
 
 X86_64 = Table(
     audit=0xC000003E,
+    read=0,
     write=1,
     mmap=9,
     mprotect=10,
@@ -104,6 +106,7 @@ X86_64 = Table(
 
 AARCH64 = Table(
     audit=0xC00000B7,
+    read=63,
     write=64,
     mmap=222,
     mprotect=226,
@@ -156,61 +159,65 @@ AARCH64 = Table(
 TABLES = {"x86_64": X86_64, "aarch64": AARCH64}
 
 
+Line = tuple[int, int, int, int]  # code, lines to skip if true, if false, operand
+
+
 def assemble(table: Table) -> bytes:
     """Return the filter as classic BPF, one 8-byte instruction after the other.
 
-    Jumps name one of three verdicts at the end of the program, or the next instruction.
+    A tree of comparisons: when a filter is installed, the kernel runs it once for every system call there is.
     """
-    lines: list[tuple[int, str, str, int]] = []  # code, verdict if true, verdict if false, operand
-    add = lines.append
-    add((_LOAD, "", "", _ARCH))
-    add((_EQUAL, "", "kill", table.audit))
-    add((_LOAD, "", "", _NUMBER))
+    verdicts: dict[int, list[Line]] = dict.fromkeys(table.allowed, _ALLOW_IT)
+    verdicts |= {number: _KILL_IT for low, high in table.deadly for number in range(low, high + 1)}
+    verdicts |= {
+        table.write: _check_argument(0, RESULT_FD),
+        table.mmap: [(_LOAD, 0, 0, _argument(3)), (_ANY_BIT, 1, 0, _MAP_ANONYMOUS), *_REFUSE_IT, *_NOT_EXECUTABLE],
+        table.mprotect: _NOT_EXECUTABLE,
+    }
+    pieces: list[tuple[int, list[Line]]] = [(0, verdicts.get(0, _REFUSE_IT))]  # first number, what happens from there
+    for number in range(1, max(verdicts) + 2):
+        verdict = verdicts.get(number, _REFUSE_IT)
+        if verdict != pieces[-1][1]:
+            pieces.append((number, verdict))
     if table.foreign:
-        add((_AT_LEAST, "kill", "", table.foreign))
-    for number in table.allowed:
-        add((_EQUAL, "allow", "", number))
-    for low, high in table.deadly:
-        if low == high:
-            add((_EQUAL, "kill", "", low))
-        else:  # the accumulator is at least `low`; it is deadly unless at least `high + 1` too
-            add((_AT_LEAST, "", "+1", low))
-            add((_AT_LEAST, "", "kill", high + 1))
-    add((_EQUAL, "", "+5", table.write))
-    add((_LOAD, "", "", _argument(0)))
-    add((_EQUAL, "", "refuse", RESULT_FD))
-    add((_LOAD, "", "", _argument(0) + 4))
-    add((_EQUAL, "allow", "refuse", 0))
-    add((_RETURN, "", "", _REFUSE))  # not reached; keeps the block's length plain
-    add((_EQUAL, "", "+4", table.mmap))
-    add((_LOAD, "", "", _argument(3)))
-    add((_ANY_BIT, "", "refuse", _MAP_ANONYMOUS))
-    add((_LOAD, "", "", _argument(2)))
-    add((_ANY_BIT, "refuse", "allow", _PROT_EXEC))
-    add((_EQUAL, "", "refuse", table.mprotect))
-    add((_LOAD, "", "", _argument(2)))
-    add((_ANY_BIT, "refuse", "allow", _PROT_EXEC))
-    verdicts = {"allow": len(lines), "refuse": len(lines) + 1, "kill": len(lines) + 2}
-    lines += [(_RETURN, "", "", _ALLOW), (_RETURN, "", "", _REFUSE), (_RETURN, "", "", _KILL)]
+        pieces.append((table.foreign, _KILL_IT))
+    start = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, table.audit), *_KILL_IT, (_LOAD, 0, 0, _NUMBER)]
+    return b"".join(struct.pack("<HBBI", *line) for line in start + _tree(pieces))
 
-    def distance(target: str, position: int) -> int:
-        if target in verdicts:
-            return verdicts[target] - position - 1
-        return int(target or "0")
 
-    return b"".join(
-        struct.pack("<HBBI", code, distance(yes, at), distance(no, at), operand)
-        for at, (code, yes, no, operand) in enumerate(lines)
-    )
+def _tree(pieces: list[tuple[int, list[Line]]]) -> list[Line]:
+    if len(pieces) == 1:
+        return pieces[0][1]
+    middle = len(pieces) // 2
+    below = _tree(pieces[:middle])
+    return [(_AT_LEAST, len(below), 0, pieces[middle][0]), *below, *_tree(pieces[middle:])]
+
+
+def _check_argument(index: int, value: int) -> list[Line]:
+    low, high = _argument(index), _argument(index) + 4
+    return [
+        (_LOAD, 0, 0, low),
+        (_EQUAL, 0, 2, value),
+        (_LOAD, 0, 0, high),
+        (_EQUAL, 1, 0, 0),
+        *_REFUSE_IT,
+        *_ALLOW_IT,
+    ]
 
 
 def _argument(index: int) -> int:
     return 16 + 8 * index
 
 
+_ALLOW_IT: list[Line] = [(_RETURN, 0, 0, _ALLOW)]
+_REFUSE_IT: list[Line] = [(_RETURN, 0, 0, _REFUSE)]
+_KILL_IT: list[Line] = [(_RETURN, 0, 0, _KILL)]
+_NOT_EXECUTABLE: list[Line] = [(_LOAD, 0, 0, _argument(2)), (_ANY_BIT, 0, 1, _PROT_EXEC), *_REFUSE_IT, *_ALLOW_IT]
+
+
 def native_table() -> Table | None:
     """Return the table of this machine, or None where no filter is known for it."""
-    return TABLES.get(platform.machine()) if struct.calcsize("P") == 8 else None
+    return TABLES.get(os.uname().machine) if struct.calcsize("P") == 8 else None
 
 
 class _Program(ctypes.Structure):
@@ -225,8 +232,9 @@ class Filter:
         self._code = ctypes.create_string_buffer(code, len(code))
         self._program = _Program(len(code) // 8, ctypes.addressof(self._code))
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
-        self._prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
-        self._address = ctypes.addressof(self._program)
+        # Ready-made: in a forked child, converting them would copy twenty pages.
+        mode, program, nothing = ctypes.c_ulong(2), ctypes.c_void_p(ctypes.addressof(self._program)), ctypes.c_ulong(0)
+        self._arguments = (ctypes.c_int(22), mode, program, nothing, nothing)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
     def install(self) -> None:
         """Switch the filter on in this process, for good. Needs ``PR_SET_NO_NEW_PRIVS``.
@@ -234,5 +242,5 @@ class Filter:
         Raises:
             OSError: The kernel refuses filters.
         """
-        if self._prctl(22, 2, self._address, 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+        if self._prctl(*self._arguments):
             raise OSError(ctypes.get_errno(), "seccomp filter refused")

@@ -17,7 +17,6 @@ import collections
 import ctypes
 import gc
 import importlib.util
-import json
 import marshal
 import os
 import resource
@@ -27,10 +26,12 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from selfplay_gym.executors import seccomp, walls
+from selfplay_gym.executors.compiler import CODE_FD, SOURCE_FD, Compiler, compiled
 
 if TYPE_CHECKING:
     from selfplay_gym.executors.runner import Job
@@ -40,9 +41,17 @@ CONTROL_FD = 3
 HARD_FACTOR = 1.5  # a program that swallows the in-child time-out gets this much of its budget
 PREPARE_SECONDS, PREPARE_SECONDS_PER_BYTE = 0.1, 4e-6  # reading the inputs comes before the first run's budget
 MEMORY_SLACK = 8 * 2**20
+FIRST_PATIENCE_MILLISECONDS = 5
+COMPILE_MEMORY = 128 * 2**20
+COMPILE_BUDGET = 0.1  # seconds; with less, the time to compile decides and belongs in the child
 PAYLOAD_SLACK = 1024  # an error's name and message
 
-# What programs can import: there is no file system to load anything else from.
+# What programs can import: there is no file system to load anything else from. A light server has little to copy at
+# each fork; `sandbox.is_light` picks the programs that need no more.
+LIGHT = frozenset((
+    "__future__", "abc", "bisect", "collections", "collections.abc", "contextlib", "copy", "enum", "functools", "heapq",
+    "itertools", "keyword", "math", "operator", "re", "reprlib", "string", "sys", "time", "types", "typing",
+))  # fmt: skip
 PRELOADED = (
     "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "collections",
     "collections.abc", "contextlib", "copy", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
@@ -50,7 +59,8 @@ PRELOADED = (
     "pprint", "queue", "random", "re", "reprlib", "signal", "statistics", "string", "struct", "sys", "textwrap",
     "threading", "time", "traceback", "types", "typing", "unicodedata", "warnings", "zlib", "_strptime",
     "encodings.ascii", "encodings.latin_1", "encodings.utf_16", "encodings.utf_8_sig", "encodings.unicode_escape",
-    "encodings.hex_codec", "encodings.rot_13",
+    "encodings.hex_codec", "encodings.rot_13", "_codecs_cn", "_codecs_hk", "_codecs_iso2022", "_codecs_jp",
+    "_codecs_kr", "_codecs_tw", "_multibytecodec",
 )  # fmt: skip
 
 # What the server itself needs and a program has no use for.
@@ -67,11 +77,7 @@ HIDDEN = (
 )
 
 WARM_UP = """
-import re, collections, functools, itertools, dataclasses, typing, datetime, decimal, string
-@dataclasses.dataclass(order=True)
-class Point:
-    x: int
-    y: "int" = 0
+import re, collections, functools, itertools, typing, string
 class Node(collections.namedtuple("Node", "a b")):
     @property
     def total(self): return self.a + self.b
@@ -87,10 +93,20 @@ def f(text, items, table=None):
     except IndexError as error: counts[str(error)] += 1
     match items:
         case [first, *rest]: counts["%s %d" % (first, len(rest))] += 1
-    print(sum(numbers(9)), Node(1, 2).total, Point(1) < Point(2), fibonacci(20), decimal.Decimal("1.5") * 2)
-    datetime.datetime.strptime("2024-01-02", "%Y-%m-%d").strftime("%d %b")
+    print(sum(numbers(9)), Node(1, 2).total, fibonacci(20))
     lines = "\\n".join("{}: {}".format(k, v) for k, v in counts.most_common())
     return {"lines": lines.encode().hex(), "rows": [(i, i ** 0.5, {i}) for i in items], "back": items[::-1]}
+"""
+
+WARM_UP_FULL = """
+import dataclasses, datetime, decimal
+@dataclasses.dataclass(order=True)
+class Point:
+    x: int
+    y: "int" = 0
+def f(*given):
+    datetime.datetime.strptime("2024-01-02", "%Y-%m-%d").strftime("%d %b")
+    return [Point(1) < Point(2), str(decimal.Decimal("1.5") * 2)]
 """
 
 
@@ -101,14 +117,16 @@ class WallMissing(Exception):
 def main() -> None:
     """Serve the inherited socket until it closes.
 
-    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, number of the socket.
+    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, ``light`` or ``full``, number
+    of the socket.
     """
     tier, trainer, literals_file, control = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[-1])
+    light = sys.argv[-2] == "light"
     if control != CONTROL_FD:
         os.dup2(control, CONTROL_FD)
         os.close(control)
     try:
-        server = _build(tier, trainer, literals_file)
+        server = _build(tier, trainer, literals_file, light)
     except (WallMissing, OSError) as error:
         _send(b"F" + str(error).encode("utf-8", "backslashreplace"))
         os._exit(1)
@@ -116,10 +134,10 @@ def main() -> None:
     os._exit(0)
 
 
-def _build(tier: str, trainer: int, literals_file: str) -> Server:
+def _build(tier: str, trainer: int, literals_file: str, light: bool) -> Server:
     """Import, warm up, wall in, split; return in the server alone."""
-    child_side = _load_child_side(literals_file)
-    _preload()
+    child_side = _load_child_side(literals_file, light)
+    _preload(light)
     trainer_handle = _process_handle(trainer)
     if os.getppid() != trainer:
         os._exit(0)  # the trainer ended while this process started
@@ -144,22 +162,24 @@ def _build(tier: str, trainer: int, literals_file: str) -> Server:
     walls.drop_capabilities()
     walls.limit_server()
     walls.die_with_parent()  # changing credentials may have cleared it
-    server = Server(child_side, base, _filter(tier), tier)
+    server = Server(child_side, base, _filter(tier), _filter(tier, compiles=True), tier)
     _forget_modules()
-    server.warm_up()
+    server.warm_up(light)
     child_side.reset()  # the state in which every child begins its first run
     gc.collect()
+    walls.give_back_memory()
     gc.freeze()
     gc.disable()
     server.check_walls(facts)
-    hello = {"tier": tier, "pid": server_id, "walls": facts, "python": sys.version.split()[0], "base_bytes": base}
-    _send(b"H" + json.dumps(hello).encode())
+    _send(b"H" + marshal.dumps(facts))
     return server
 
 
-def _load_child_side(literals_file: str) -> Any:
+def _load_child_side(literals_file: str, light: bool) -> Any:
     """Load the runner and the literals module with builtins of their own, out of reach of what programs change."""
     private = dict(vars(builtins))
+    if light:  # values are only written there, never read; the true module would cost a megabyte
+        sys.modules["ast"] = ModuleType("ast")
     for name, file in (
         ("selfplay_gym.literals", literals_file),
         ("selfplay_gym.executors.runner", __file__.replace("server.py", "runner.py")),
@@ -172,17 +192,52 @@ def _load_child_side(literals_file: str) -> Any:
         module.__dict__["__builtins__"] = private
         sys.modules[name] = module
         exec(code, module.__dict__)
+    if light:
+        del sys.modules["ast"]
     return sys.modules["selfplay_gym.executors.runner"]
 
 
-def _preload() -> None:
+def _preload(light: bool) -> None:
     os.register_at_fork = lambda **hooks: None  # `random` would seed itself anew in every child
     sys.modules["_hashlib"] = None  # type: ignore[assignment]  # OpenSSL costs megabytes; hashlib has its own code
-    for name in ("_md5", "_sha1", "_sha256", "_sha512", "_sha2", "_sha3", "_blake2", *PRELOADED):
+    hashes = ("_md5", "_sha1", "_sha256", "_sha512", "_sha2", "_sha3", "_blake2")
+    for name in sorted(LIGHT) if light else (*hashes, *PRELOADED):
         try:
             import_module(name)
         except ImportError:  # named otherwise in this version
             sys.modules.pop(name, None)
+    if not light:
+        # It would tidy up after threads, of which there are none, in every child.
+        vars(sys.modules["threading"])["_after_fork"] = lambda: None
+        sys.meta_path.append(_TextEncodings())
+
+
+class _TextEncodings:
+    """Imports the modules of `encodings` from memory: as modules they would be four megabytes to copy at each fork."""
+
+    def __init__(self) -> None:
+        import zlib  # not above: each C module is more to copy, and a light server has no use for this one
+
+        self._decompress = zlib.decompress
+        folder = os.path.dirname(sys.modules["encodings"].__file__ or "")  # noqa: PTH120
+        names = [entry.removesuffix(".py") for entry in os.listdir(folder) if entry.endswith(".py")]  # noqa: PTH208
+        self._code: dict[str, bytes] = {}
+        for name in (f"encodings.{name}" for name in names if name != "__init__"):
+            spec = importlib.util.find_spec(name)
+            if name not in sys.modules and spec is not None:
+                code = spec.loader.get_code(name)  # type: ignore[union-attr]
+                self._code[name] = zlib.compress(marshal.dumps(code))
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """As `importlib` asks it."""
+        return ModuleSpec(name, self) if name in self._code else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave that to `importlib`."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """As `importlib` asks it."""
+        exec(marshal.loads(self._decompress(self._code[module.__name__])), module.__dict__)  # noqa: S302 - our own
 
 
 def _forget_modules() -> None:
@@ -198,12 +253,14 @@ def _forget_modules() -> None:
     os.environ.clear()
 
 
-def _filter(tier: str) -> seccomp.Filter | None:
+def _filter(tier: str, compiles: bool = False) -> seccomp.Filter | None:
     table = seccomp.native_table()
     if tier == "process_only":
         return None
     if table is None:
         raise WallMissing(f"no system-call filter for {os.uname().machine}")
+    if compiles:
+        table = table._replace(allowed=(*table.allowed, table.read))
     return seccomp.Filter(table)
 
 
@@ -274,19 +331,30 @@ def _read_exactly(count: int) -> bytes | None:
 class Server:
     """Runs jobs, one forked child after the other."""
 
-    def __init__(self, child_side: Any, base_bytes: int, filter_: seccomp.Filter | None, tier: str) -> None:
+    def __init__(
+        self,
+        child_side: Any,
+        base_bytes: int,
+        filter_: seccomp.Filter | None,
+        compile_filter: seccomp.Filter | None,
+        tier: str,
+    ) -> None:
         self._runner: Any = child_side
         self._base_bytes = base_bytes
         self._filter = filter_
+        self._compile_filter = compile_filter
         self._tier = tier
+        self._compiler = Compiler(self._spawn_compiler)
 
     def serve(self) -> None:
         """Answer messages until the trainer closes the socket."""
         while (message := _receive()) is not None:
             if message[:1] == b"U":
-                _send(b"U" + struct.pack("<d", _cpu_seconds()))
+                _send(b"U" + struct.pack("<d", _cpu_seconds() + self._compiler.cpu_seconds()))
                 continue
             job: Job = self._runner.Job(*marshal.loads(message[1:]))  # noqa: S302 - from the trusted side
+            if job.is_text and job.cpu_seconds >= COMPILE_BUDGET:
+                job = job._replace(code=self._compiler.compile(job.program))
             _send(b"A" + b"".join(self._run(job, len(message))))
 
     def _run(self, job: Job, size: int) -> list[bytes]:
@@ -308,6 +376,9 @@ class Server:
         child = self._fork(lambda: self._be_child(job, start), write_end, job.memory_bytes + 2 * size)
         over_budget = False
         try:
+            watch.wait()  # at once: until the child ends, every page touched here is copied
+            os.close(write_end)
+            walls.limit_memory(None)
             fault = watch.follow(child)
             over_budget = not watch.complete and watch.cpu_left() <= 0
         finally:
@@ -318,6 +389,7 @@ class Server:
         if watch.complete and not extra:
             return watch.frames, None
         if self._tier == "full":
+            self._compiler.end()
             _end_all_others()
         if watch.complete:  # more than was asked for: nothing this child said can stand
             return [self._fault("crashed", "protocol")] * len(watch.frames), None
@@ -345,12 +417,13 @@ class Server:
         return bytes(self._runner.FRAME.pack(len(payload), code, 0, 0)) + payload
 
     def _fork(self, act: Callable[[], None], write_end: int, memory_bytes: int) -> int:
-        """Fork; the child has the pipe on `seccomp.RESULT_FD`, no other descriptor, and ends after ``act``."""
+        """Fork; the child has the pipe on `seccomp.RESULT_FD`, no other descriptor, and ends after ``act``.
+
+        The caller closes its end of the pipe and lifts the memory limit, once it has nothing better to do.
+        """
         walls.limit_memory(self._base_bytes + MEMORY_SLACK + memory_bytes)
         child = os.fork()
         if child:
-            walls.limit_memory(None)
-            os.close(write_end)
             return child
         status = 70
         try:
@@ -362,28 +435,51 @@ class Server:
             _exit(status)
         raise AssertionError  # not reached
 
+    def _spawn_compiler(self, act: Callable[[], None], source_end: int, code_end: int) -> int:
+        """Fork the process that compiles, with its two pipes and behind a filter."""
+        walls.limit_memory(self._base_bytes + COMPILE_MEMORY)
+        child = os.fork()
+        if child:
+            walls.limit_memory(None)
+            return child
+        status = 70
+        try:
+            # `Compiler` opened its pipes before any other: they lie above both numbers.
+            os.dup2(source_end, SOURCE_FD)
+            os.dup2(code_end, CODE_FD)
+            os.closerange(SOURCE_FD + 1, 16)
+            self._confine(self._compile_filter)
+            act()
+            status = 0
+        finally:
+            _exit(status)
+        raise AssertionError  # not reached
+
     def _be_child(self, job: Job, start: int) -> None:
-        self._confine()
+        self._confine(self._filter)
         self._runner.write_frames(job, start, seccomp.RESULT_FD)
 
-    def _confine(self) -> None:
+    def _confine(self, filter_: seccomp.Filter | None) -> None:
         if self._tier != "full":
             walls.die_with_parent()
-        if self._filter is None:
+        if filter_ is None:
             walls.limit_unfiltered_child()
         gc.freeze()  # nothing of the server is ever collected here: that would copy all its pages
         gc.enable()
-        if self._filter is not None:
-            self._filter.install()
+        if filter_ is not None:
+            filter_.install()
 
-    def warm_up(self) -> None:
+    def warm_up(self, light: bool) -> None:
         """Run programs through every path once, so that children find the interpreter warm."""
-        inputs = ("'The quick brown fox', [3, 1, 2]", "'a', [1.5, -2], {'k': {1, 2}}", "1 +")
+        inputs = tuple(
+            marshal.dumps((list(values), {}))
+            for values in (("The quick brown fox", [3, 1, 2]), ("a", [1.5, -2], {"k": {1, 2}}))
+        )
         limits = (5.0, 5.0, 2**28, 4096)
-        codes = tuple(self._runner.literal_code(text) or text for text in inputs)
-        for program in (WARM_UP, "def f(x): return 1 /", "def f(x, y): raise ValueError(x)"):
-            for given in (inputs, codes):
-                job = self._runner.Job(program.encode(), True, "f", given, (0, 1, 2) * 3, True, False, *limits)
+        programs = [WARM_UP, "def f(x): return 1 /", "def f(x, y): raise ValueError(x)"]
+        for program in programs if light else [*programs, WARM_UP_FULL]:
+            for code in (b"", compiled(program.encode())):
+                job = self._runner.Job(program.encode(), True, "f", inputs, (0, 1) * 5, True, False, *limits, code)
                 collections.deque(self._runner.frames(job, 0), maxlen=0)
 
     def check_walls(self, facts: dict[str, bool]) -> None:
@@ -414,10 +510,12 @@ class Server:
         read_end, write_end = os.pipe()
 
         def confined() -> None:
-            self._confine()
+            self._confine(self._filter)
             act()
 
         child = self._fork(confined, write_end, 64 * 2**20)
+        walls.limit_memory(None)
+        os.close(write_end)
         os.close(read_end)
         return os.waitpid(child, 0)[1]
 
@@ -442,6 +540,10 @@ class _Watch:
         self._buffer = b""
         self.frames: list[bytes] = []
         self.complete = False
+
+    def wait(self) -> None:
+        """Wait a little for the first frame; `follow` does what there is to do then, also if the child has ended."""
+        self._poll.poll(FIRST_PATIENCE_MILLISECONDS)
 
     def follow(self, child: int) -> str:
         """Return when the child is done or ended (empty text), or with the fault for which it must be killed."""

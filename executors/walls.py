@@ -30,6 +30,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR
 _SIGKILL = 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_MEMORY_LIMIT = resource.getrlimit(resource.RLIMIT_AS)[1]  # the hard one, which nothing here changes
 
 
 def _check(result: int, what: str) -> None:
@@ -130,7 +131,7 @@ def limit_memory(bytes_: int | None) -> None:
     Set around the fork, since in the child the call would cost it thirty copied pages. Behind the filter a child cannot
     lift it.
     """
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    hard = _MEMORY_LIMIT
     soft = hard if bytes_ is None else bytes_ if hard == resource.RLIM_INFINITY else min(bytes_, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
@@ -140,6 +141,12 @@ def limit_unfiltered_child() -> None:
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+def give_back_memory() -> None:
+    """Return free memory to the kernel: what is not there is not copied. Only some C libraries can."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def address_space() -> int:
