@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from selfplay_gym import literals
+from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.types import Task
 
 Value = int | list[int] | str
@@ -174,7 +175,13 @@ class Example:
 
 
 def examples(lines: tuple[int, ...], rng: random.Random, *, held_out: bool, pairs: int = PAIRS) -> Iterator[Example]:
-    """Yield examples without end, each with ``pairs`` distinct inputs; neither half of the outputs is constant."""
+    """Yield examples without end, each with ``pairs`` distinct inputs; neither half of the outputs is constant.
+
+    Raises:
+        InvalidConfig: ``pairs`` is odd or below 4: a half of one output cannot vary.
+    """
+    if pairs < 4 or pairs % 2:
+        raise InvalidConfig(f"pairs must be an even number from 4 on, got {pairs}")
     while True:
         program = random_program(rng.choice(lines), rng)
         if program.held_out is not held_out:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from selfplay_gym import grading, suites
@@ -115,7 +116,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], samples: int) -> Table:
     """Return the table that a run ends with."""
-    shown = Table(box=box.SIMPLE_HEAD, caption_justify="left")
+    shown = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
     shown.caption = f"Solve rates in %, mean of {samples} attempts a problem, with 95% intervals."
     for name in ("suite", "family"):
         shown.add_column(name, no_wrap=True)
@@ -123,15 +124,15 @@ def table(rows: Sequence[Mapping[str, Any]], samples: int) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells = [_percent(row[part], row[f"{part}_interval"]) for part in ("before", "after")]
-        change = _percent(row["difference"], row["difference_interval"], sign="+")
+        change = _percent(row["difference"], row["difference_interval"], "+.1f")
         together = row["family"] == "all"
         shown.add_row(
-            row["suite"], row["family"], str(row["n"]), *cells, change, style="bold" if together else None,
+            row["suite"], row["family"], str(row["n"]), *map(escape, [*cells, change]), style="bold" if together else None,
             end_section=together,
         )  # fmt: skip
     return shown
 
 
-def _percent(value: float, interval: Sequence[float], sign: str = "") -> str:
-    low, high = (format(100 * bound, f"{sign}.0f") for bound in interval)
-    return f"{format(100 * value, f'{sign}.1f')} ({low} to {high})"
+def _percent(value: float, interval: Sequence[float], form: str = ".0f") -> str:
+    low, high = (format(100 * bound, form) for bound in interval)
+    return f"{format(100 * value, form.replace('.0', '.1'))} [{low}, {high}]"
