@@ -116,20 +116,19 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], samples: int) -> Table:
     """Return the table that a run ends with."""
-    shown = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, collapse_padding=True)
     shown.caption = f"Solve rates in %, mean of {samples} attempts a problem, with 95% intervals."
     for name in ("suite", "family"):
         shown.add_column(name, no_wrap=True)
     for name in ("n", "before", "after", "difference"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in rows:
+        name = row["suite"].removeprefix("nano-")
         cells = [_percent(row[part], row[f"{part}_interval"]) for part in ("before", "after")]
-        change = _percent(row["difference"], row["difference_interval"], "+.1f")
+        cells.append(_percent(row["difference"], row["difference_interval"], "+.1f"))
         together = row["family"] == "all"
-        shown.add_row(
-            row["suite"], row["family"], str(row["n"]), *map(escape, [*cells, change]), style="bold" if together else None,
-            end_section=together,
-        )  # fmt: skip
+        style = "bold" if together else None
+        shown.add_row(name, row["family"], str(row["n"]), *map(escape, cells), style=style, end_section=together)
     return shown
 
 
