@@ -62,12 +62,14 @@ class Compiler:
 
     def _start(self) -> None:
         source_end, self._to = os.pipe()
-        self._from, code_end = os.pipe()
         try:
-            self._process = self._spawn(lambda: serve(SOURCE_FD, CODE_FD), source_end, code_end)
+            self._from, code_end = os.pipe()
+            try:
+                self._process = self._spawn(lambda: serve(SOURCE_FD, CODE_FD), source_end, code_end)
+            finally:
+                os.close(code_end)
         finally:
             os.close(source_end)
-            os.close(code_end)
         self._served = 0
         self._poll = select.poll()
         self._poll.register(self._from, select.POLLIN)

@@ -354,7 +354,7 @@ class Server:
                 continue
             job: Job = self._runner.Job(*marshal.loads(message[1:]))  # noqa: S302 - from the trusted side
             if job.is_text and job.cpu_seconds >= COMPILE_BUDGET:
-                job = job._replace(code=self._compiler.compile(job.program))
+                job = self._runner.Job(*job[:-1], self._compiler.compile(job.program))
             _send(b"A" + b"".join(self._run(job, len(message))))
 
     def _run(self, job: Job, size: int) -> list[bytes]:

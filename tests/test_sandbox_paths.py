@@ -1,0 +1,257 @@
+"""The cheaper ways a job can take (light server, code compiled outside the child) change no verdict."""
+
+import marshal
+import os
+import signal
+import time
+
+import pytest
+
+from selfplay_gym import literals
+from selfplay_gym.executors import compiler
+from selfplay_gym.executors.compiler import CODE_FD, SOURCE_FD, Compiler, compiled
+from selfplay_gym.executors.sandbox import SandboxExecutor, is_light
+from selfplay_gym.types import Job, Limits, Status, Tier
+from tests.test_sandbox import job, one, processes_of, run
+
+DOUBLE = "def f(x): return x * 2"
+
+
+@pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
+def executor(request):
+    with SandboxExecutor(workers=1, tier=request.param) as executor:
+        yield executor
+
+
+def started(executor) -> set[str]:
+    return {kind for kind, servers in executor._servers.items() if servers}
+
+
+# --- light or full ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "light"),
+    [
+        (DOUBLE, True),
+        ("import re", True),
+        ("import itertools as it\nfrom collections import Counter, deque\n", True),
+        ("    from math import (pi)\n", True),
+        ("from typing import *", True),
+        ("from __future__ import annotations", True),
+        ("import json", False),
+        ("import re, json", False),
+        ("import re; import json", False),
+        ("from math import pi; import json", False),
+        ("from os import path", False),
+        ("from re import (\n  sub)", True),
+        ("import re # json", False),
+        ("__import__('re')", False),
+        ("from . import x", False),
+        ("import \\\n json", False),
+        ("x = 'important'", False),
+        (r"x = '\N{DASH}'", False),
+        (b"x = 1", False),
+    ],
+)
+def test_only_programs_that_plainly_need_little_are_light(program, light):
+    assert is_light(Job(program, ("",))) is light
+
+
+def test_the_full_server_starts_when_it_is_needed():
+    with SandboxExecutor(workers=1) as executor:
+        assert one(executor, DOUBLE, "1", check_determinism=True).value == "2"
+        assert started(executor) == {"A", "B"}
+        assert one(executor, "import json\ndef f(): return json.dumps([1])").value == "'[1]'"
+        assert started(executor) == {"A", "B", "A full"}
+
+
+HIDDEN_IMPORT = "g = globals()['__builtins__'].__dict__['__im' + 'port__']\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "value"),
+    [
+        (HIDDEN_IMPORT + "def f(): return g('json').dumps([1])", "'[1]'"),
+        ("def f(): return 'x'.encode('shift_jis'), b'\\xe9'.decode('cp1252')", "(b'x', 'é')"),
+    ],
+)
+@pytest.mark.parametrize("check", [False, True])
+def test_what_a_light_server_lacks_is_run_again_on_a_full_one(executor, program, value, check):
+    assert is_light(job(program))
+    results = run(executor, program, "", "", check_determinism=check)
+    assert [(r.status, r.value) for r in results] == [(Status.OK, value)] * 2
+
+
+@pytest.mark.parametrize(
+    ("program", "error_type"),
+    [
+        (HIDDEN_IMPORT + "def f(): return g('nothing_such')", "ModuleNotFoundError"),
+        ("def f(): return 'x'.encode('nothing_such')", "LookupError"),
+        ("def f(): raise ImportError", "ImportError"),
+    ],
+)
+def test_what_a_full_server_lacks_too_is_an_error(executor, program, error_type):
+    assert is_light(job(program))
+    result = one(executor, program)
+    assert (result.status, result.error_type) == (Status.ERROR, error_type)
+
+
+# --- compiled here or there ------------------------------------------------------------------------------------------
+
+BOMB = "def f(x):\n" + "".join(
+    " " * depth + "try: pass\n" + " " * depth + "finally:\n" for depth in range(1, 19)
+) + " " * 19 + "pass"  # fmt: skip
+
+SOURCES = {
+    "fine": DOUBLE,
+    "empty": "",
+    "lone surrogate": "def f(x): return '\ud800'",
+    "NUL": "def f(x): return 1\0",
+    "syntax": "x = 1\ndef f(x): return 2 2\n",
+    "indentation": "def f(x):\nreturn 1",
+    "tabs": "def f(x):\n\tif x:\n        return 1",
+    "wrong escape": "def f(x): return '\\d'",
+    "many parentheses": "(" * 5000,
+    "many braces": "{" * 90 + ":",
+    "many signs": "-" * 16_000 + "1",
+    "many operators": "def f(x): return " + "+".join("1" * 4000),
+    "deep calls": "def f(x): return " + "(" * 90 + "x" + ")" * 90,
+    "many attributes": "x" + ".b" * 8000,
+    "long integer": "x = " + "9" * 5000,
+    "doubled code": BOMB,
+    "large constant": "def f(x): return len('ab' * 2000)",
+    "order of sets": "def f(x): return [list(s) for s in ({8, 0, 16}, {'b', 'a', 'c'})], x in {8, 0, 16}",
+    "raises": "\n\ndef f(x):\n    raise KeyError(x)",
+    "same constants": "def f(x):\n    a = 'one two'\n    def g(): return 'one two'\n    return a is g(), a",
+    "names": "def f(x): return f.__code__.co_filename, f.__qualname__, f.__doc__",
+    "end of file": "def f(x): return '''",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_ends_the_same_wherever_it_is_compiled(executor, name):
+    limits = Limits(cpu_seconds=0.3, wall_seconds=5, memory_bytes=64 * 2**20)
+    # Bytes, and jobs with a small budget, are never compiled outside the child.
+    source = SOURCES[name].encode("utf-8", "surrogatepass")
+    outside, inside = executor.run(
+        [job(SOURCES[name] + "\n#json import", "3", limits=limits), job(source + b"\n#json import", "3", limits=limits)]
+    )
+    if name == "lone surrogate":  # as bytes this is not UTF-8
+        assert outside[0].error_type == "UnicodeEncodeError"
+    else:
+        assert (outside[0].outcome, outside[0].line) == (inside[0].outcome, inside[0].line)
+    assert outside[0].status is not Status.NO_VERDICT
+    assert one(executor, DOUBLE, "4").value == "8"
+
+
+def test_only_what_behaves_the_same_is_compiled_outside():
+    assert marshal.loads(compiled(b"x = 1")).co_filename == "<program>"
+    assert marshal.loads(compiled(b"def f(x): return x in {'a'}"))
+    for source in (b"x = = 1", b"x = 1\0", b"\xff", "'\ud800'".encode("utf-8", "surrogatepass"), BOMB.encode()):
+        assert compiled(source) == b""
+    orders = {compiled(b"def f(x): return x in {%d, 0, 16}" % first) != b"" for first in (8, 24, 32)}
+    assert False in orders  # marshal would put these in another order
+
+
+def test_a_killed_compiler_costs_no_verdict(executor):
+    for round_ in range(4):
+        assert one(executor, DOUBLE, str(round_)).value == str(2 * round_)
+        keeper = executor._servers["A"][0]._keeper.pid
+        server, helper = sorted(p for p in processes_of(keeper) if p != keeper)
+        os.kill(helper, signal.SIGKILL)
+        time.sleep(0.02)
+        assert executor.run([job(DOUBLE, str(n)) for n in range(3)])[2][0].value == "4"
+        assert server in processes_of(keeper)
+
+
+def forked(act, source_end: int, code_end: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        source, code = os.dup(source_end), os.dup(code_end)
+        os.dup2(source, SOURCE_FD)
+        os.dup2(code, CODE_FD)
+        os.closerange(SOURCE_FD + 1, 256)
+        act()
+    finally:
+        os._exit(0)
+
+
+def test_recycling_the_compiler_loses_nothing(monkeypatch):
+    monkeypatch.setattr(compiler, "JOBS_A_PROCESS", 3)
+    seen = []
+    helper = Compiler(lambda *given: seen.append(forked(*given)) or seen[-1])
+    try:
+        for number in range(10):
+            assert marshal.loads(helper.compile(b"x = %d" % number)).co_consts[0] == number
+    finally:
+        helper.end()
+    assert len(seen) == 4
+    with pytest.raises(ChildProcessError):  # none is left behind
+        os.waitpid(seen[0], os.WNOHANG)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, b"", b"\xff\xff\xff\xff", b"\1\0\0\0ab", b"\1\0\0\0", b"\1\0\4\0" + b"x" * (2**18 + 1)]
+)
+def test_a_compiler_that_dies_stalls_or_babbles_is_replaced(monkeypatch, answer):
+    monkeypatch.setattr(compiler, "PATIENCE_SECONDS", 0.2)
+    misbehaves = [True, False]
+
+    def strange() -> None:
+        os.read(SOURCE_FD, 4096)
+        if answer is not None:
+            os.write(CODE_FD, answer)
+            time.sleep(5)
+
+    helper = Compiler(lambda act, *ends: forked(strange if misbehaves.pop(0) else act, *ends))
+    try:
+        assert helper.compile(b"x = 1") == b""
+        assert helper.compile(b"x = 1") != b""
+    finally:
+        helper.end()
+
+
+def test_a_long_source_is_left_to_the_child(executor):
+    source = "#" * compiler.LARGEST_SOURCE + "\n" + DOUBLE
+    assert Compiler(lambda *given: 1 // 0).compile(source.encode()) == b""
+    assert one(executor, source, "4").value == "8"
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"'\ud800', b'\xff', nan, -inf, -0.0",
+        "{1, (2.5, nan), frozenset({'a'})}, set(), frozenset()",
+        "{'b': [1, [2, [3]]], 'a': None, 1.5: True}, ()",
+        "[" * 40 + "]" * 40,
+        str(10**4000),
+        "k=[1], j={2: (3,)}",
+    ],
+)
+def test_every_value_reaches_the_program(executor, text):
+    positional, keywords = literals.parse_arguments(text)
+    result = one(executor, "def f(*a, **k): return a, k", text, limits=Limits(output_bytes=2**16))
+    assert result.value == literals.encode((tuple(positional), keywords), 2**16)
+
+
+def test_a_run_never_sees_what_an_earlier_one_did_to_its_arguments(executor):
+    program = "def f(x, y):\n    x[0].append(1)\n    y.add(2)\n    return x, y"
+    results = run(executor, program, *["[[]], set()"] * 3)
+    assert {r.value for r in results} == {"([[1]], {2})"}
+
+
+def test_the_trainer_compiles_no_literal(executor, monkeypatch):
+    compile_ = compile
+
+    def only_parse(source, filename, mode, flags=0, *rest, **named):
+        assert flags & 0x400, "code made in the trainer"
+        return compile_(source, filename, mode, flags, *rest, **named)
+
+    monkeypatch.setattr("builtins.compile", only_parse)
+    assert one(executor, "def f(x): return x", "'never seen before'").value == "'never seen before'"
