@@ -2,7 +2,7 @@
 
 It is an ordinary ``transformers`` checkpoint, so the code that trains it also trains a 14 B model. Its tokenizer has
 one token a digit, one for each printable character and one for each common fragment of the small programs it knows. It
-learns from generated *easy* programs (one or two lines), thinking before it answers: the value after each line
+learns to solve generated *easy* programs (one or two lines), thinking before it answers: the value after each line
 (deduction), the values backwards from the output (abduction), or the values between the lines for two of the pairs
 (induction). Longer programs are left for self-play to reach.
 """
@@ -35,7 +35,13 @@ from selfplay_gym.tasks.nano_programs import Example
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 MAX_POSITIONS = 384
-EASY_LINES = (1, 2)
+EASY_LINES = (1, 2, 2)
+PROPOSED_LINES = (1, 2, 2, 2, 2, 2, 2, 2, 2, 3)
+"""Lengths of the programs it learns to solve, and of those it learns to propose, each alike.
+
+A few proposals are one line longer than anything it learns to solve. Without them it wrote a third line once in 2000
+proposals (measured at temperature 1), and self-play ran out of new programs instead of reaching for longer ones.
+"""
 
 _FRAGMENTS = r"""
 deduction\n|abduction\n|induction\n|propose |<think>|</think>|<answer>|</answer>|```python\n|```input\n|```message\n
@@ -108,8 +114,10 @@ class Transcripts:
         "propose induction": 0.05,
     }
 
-    def __init__(self, stream: Iterator[Example], rng: random.Random) -> None:
-        self.stream, self.rng = stream, rng
+    def __init__(
+        self, stream: Iterator[Example], rng: random.Random, proposed: Iterator[Example] | None = None
+    ) -> None:
+        self.stream, self.rng, self.proposed = stream, rng, proposed or stream
         self.deduction, self.abduction = Deduction(style="compact"), Abduction(style="compact")
         self.induction = Induction(style="compact", pairs=nano_programs.PAIRS)
         self.makers: dict[str, Callable[[Example], tuple[str, str]]] = {
@@ -123,8 +131,9 @@ class Transcripts:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         kinds, weights = list(self.WEIGHTS), list(self.WEIGHTS.values())
-        for example in self.stream:
-            yield self.makers[self.rng.choices(kinds, weights)[0]](example)
+        while True:
+            kind = self.rng.choices(kinds, weights)[0]
+            yield self.makers[kind](next(self.proposed if kind.startswith("propose") else self.stream))
 
     def solve_deduction(self, example: Example) -> tuple[str, str]:
         """The value after each line, then the last one."""
@@ -148,7 +157,7 @@ class Transcripts:
 
     def propose(self, family: Deduction | Abduction, example: Example) -> tuple[str, str]:
         """A program and an input, after one or two others."""
-        references = [other.task(family.name) for other in islice(self.stream, self.rng.randint(1, 2))]
+        references = [other.task(family.name) for other in islice(self.proposed, self.rng.randint(1, 2))]
         task = example.task(family.name)
         answer = f"```python\n{task.program}\n```\n```input\n{task.inputs[0]}\n```"
         return family.proposal_prompt(references, self.rng), _completion("", answer)
@@ -216,7 +225,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
     """Yield batches of similar length, padded on the right to a multiple of 16 (few shapes are fast on CPU)."""
     rng = random.Random(config.seed)
-    transcripts = iter(Transcripts(nano_programs.examples(EASY_LINES, rng, held_out=False), rng))
+    solved = nano_programs.examples(EASY_LINES, rng, held_out=False)
+    proposed = nano_programs.examples(PROPOSED_LINES, rng, held_out=False)
+    transcripts = iter(Transcripts(solved, rng, proposed))
     left = config.examples
     while left > 0:
         pool = list(islice(transcripts, min(left, 8192)))
