@@ -27,7 +27,7 @@ from selfplay_gym.training.generation import Policy
 from selfplay_gym.training.nano import PretrainConfig, Transcripts, batches, build_model, build_tokenizer, pretrain
 
 FAMILIES = ("deduction", "abduction", "induction")
-SMALL = PretrainConfig(examples=300, batch_tokens=1024, hidden=64, layers=2)
+SMALL = PretrainConfig(examples=300, batch_tokens=1024, hidden=64, layers=2, seed=0)
 IGNORED = -100
 
 

@@ -192,7 +192,7 @@ class PretrainConfig:
         threads: CPU threads.
     """
 
-    examples: int = 200_000
+    examples: int = 190_000
     batch_tokens: int = 2048
     learning_rate: float = 2e-3
     muon_learning_rate: float = 0.02
