@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from selfplay_gym.errors import RunFolderError, SelfPlayError
-from selfplay_gym.training.config import RunConfig
+from selfplay_gym.training.config import RunConfig, parse
 from selfplay_gym.training.folder import (
     COMPLETE,
     RunFolder,
@@ -250,3 +250,11 @@ def test_what_is_not_there_reads_as_nothing(folder: RunFolder) -> None:
     assert folder.read_json("result.json") is None
     folder.write_json("result.json", {"steps": 3})
     assert folder.read_json("result.json") == {"steps": 3}
+
+
+def test_a_run_whose_rate_falls_to_its_last_step_keeps_its_number_of_steps(tmp_path: Path) -> None:
+    config = parse({"steps": 5, "update": {"schedule": "linear"}}, "test")
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(config)
+    with pytest.raises(RunFolderError, match="its steps is 5, not 6"):
+        folder.resume(parse({"steps": 6, "update": {"schedule": "linear"}}, "test"))

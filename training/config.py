@@ -86,6 +86,7 @@ class Update(_Section):
 
     advantage: str = "group"
     learning_rate: float = Field(1e-4, gt=0, le=1)
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"

@@ -112,7 +112,9 @@ class RunFolder:
             RunFolderError: The folder holds a run with other settings.
         """
         stored, asked = self.stored_config().model_dump(mode="json"), config.model_dump(mode="json")
-        if changed := [key for key in asked if key not in FREE and stored[key] != asked[key]]:
+        # A rate that falls to 0 at the last step is another rate when the last step is another one.
+        free = FREE if config.update.schedule == "constant" else FREE - {"steps"}
+        if changed := [key for key in asked if key not in free and stored[key] != asked[key]]:
             key = changed[0]
             raise RunFolderError(
                 f"{self.path} holds another run: its {key} is {stored[key]!r}, not {asked[key]!r}; resume it without "

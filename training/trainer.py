@@ -189,7 +189,7 @@ def build_trainer(
         temperature=config.play.temperature,
         max_completion_length=max(config.play.max_new_tokens.propose, config.play.max_new_tokens.solve),
         learning_rate=update.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear" if update.schedule == "linear" else "constant_with_warmup",
         warmup_steps=update.warmup_steps,
         max_grad_norm=update.max_grad_norm,
         weight_decay=0.0,
