@@ -219,14 +219,14 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 @app.command()
 def pretrain(
     output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the checkpoint.")],
-    examples: Annotated[int, typer.Option(help="Transcripts of small programs to learn from.")] = 190_000,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens a step.")] = 2048,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW: embeddings and norms.")] = 2e-3,
-    muon_learning_rate: Annotated[float, typer.Option(help="Peak rate of Muon: the layers' matrices.")] = 0.02,
-    hidden: Annotated[int, typer.Option(help="Width, a multiple of 64.")] = 128,
-    layers: Annotated[int, typer.Option(help="Depth.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of data and weights.")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    examples: Annotated[int, typer.Option(min=1, help="Transcripts of small programs to learn from.")] = 190_000,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 2048,
+    learning_rate: Annotated[float, typer.Option(max=1, help="Peak rate of AdamW: embeddings and norms.")] = 2e-3,
+    muon_learning_rate: Annotated[float, typer.Option(max=1, help="Peak rate of Muon: the layers' matrices.")] = 0.02,
+    hidden: Annotated[int, typer.Option(min=64, help="Width, a multiple of 64.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="Depth.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of data and weights.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Make the nano policy from scratch on generated easy programs."""
     _prepare_torch()
