@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 from selfplay_gym import literals
 from selfplay_gym.frame import last_block
 from selfplay_gym.tasks import prompting
-from selfplay_gym.tasks.triplets import IDENTITY, parse_triplet
-from selfplay_gym.types import Execution, Job, Proposal, Task, Verdict
+from selfplay_gym.tasks.triplets import TripletProposals
+from selfplay_gym.types import Execution, Job, Task, Verdict
 
 
-class Deduction:
-    """Hides the output of a triplet and asks for it.
-
-    Args:
-        style: Prompt style: ``azr``, ``chat`` or ``compact``.
-        references: Stored tasks shown to the proposer (6 in Absolute Zero).
-    """
+class Deduction(TripletProposals):
+    """Hides the output of a triplet and asks for it."""
 
     name = "deduction"
-
-    def __init__(self, style: prompting.Style = "azr", references: int = 6) -> None:
-        prompting.check_style(style)
-        prompting.check_count("references", references, 0)
-        self.style, self.references = style, references
-
-    def seeds(self) -> Sequence[Task]:
-        """Return the identity triplet."""
-        return [Task(self.name, IDENTITY.program, (IDENTITY.input,), (IDENTITY.output,))]
-
-    def proposal_prompt(self, references: Sequence[Task], rng: random.Random) -> str:
-        """Ask for a program and an input whose output is hard to predict."""
-        shown = prompting.references_block(references, self.style)
-        return prompting.fill(self.name, "propose", self.style, references=shown)
-
-    def parse_proposal(self, answer: str, references: Sequence[Task]) -> Proposal:
-        """Return the program and its one input."""
-        return parse_triplet(answer)
 
     def solve_prompt(self, task: Task) -> str:
         """Show program and input."""

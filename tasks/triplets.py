@@ -1,12 +1,48 @@
-"""What deduction and abduction share: the seed triplet and the form of a proposed triplet."""
+"""The proposing half that deduction and abduction share: a program and one input for it.
+
+What makes the two proposals different is their prompt, which is found by the family's name.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 from selfplay_gym.frame import blocks
-from selfplay_gym.types import Proposal, Triplet
+from selfplay_gym.tasks import prompting
+from selfplay_gym.types import Proposal, Task, Triplet
 
 IDENTITY = Triplet("def f(x):\n    return x", "'Hello world'", "'Hello world'")
 """The one triplet that Absolute Zero starts from."""
+
+
+class TripletProposals:
+    """Asks for triplets and reads them.
+
+    Args:
+        style: Prompt style: ``azr``, ``chat`` or ``compact``.
+        references: Stored tasks shown to the proposer (6 in Absolute Zero).
+    """
+
+    name: str
+
+    def __init__(self, style: prompting.Style = "azr", references: int = 6) -> None:
+        prompting.check_style(style)
+        prompting.check_count("references", references, 0)
+        self.style, self.references = style, references
+
+    def seeds(self) -> Sequence[Task]:
+        """Return the identity triplet."""
+        return [Task(self.name, IDENTITY.program, (IDENTITY.input,), (IDENTITY.output,))]
+
+    def proposal_prompt(self, references: Sequence[Task], rng: random.Random) -> str:
+        """Ask for a program and an input, unlike those of the references."""
+        shown = prompting.references_block(references, self.style)
+        return prompting.fill(self.name, "propose", self.style, references=shown)
+
+    def parse_proposal(self, answer: str, references: Sequence[Task]) -> Proposal:
+        """Return the program and its one input."""
+        return parse_triplet(answer)
 
 
 def parse_triplet(answer: str) -> Proposal:
