@@ -203,7 +203,8 @@ def doctor(as_json: JsonFlag = False) -> None:
     for line in lines:
         typer.echo(line)
     threads = os.environ.get("OMP_NUM_THREADS", "1")
-    typer.echo(f"cores {facts['cores']}: training starts one process a core on CPU, up to 8, with {threads} thread each")
+    processes = f"one process a core on CPU, up to 8, with {threads} thread each"
+    typer.echo(f"cores {facts['cores']}: training starts {processes}")
     for name, version in facts["training"].items():
         typer.echo(f"{name} {version or 'is not installed: pip install selfplay-gym[train]'}")
 
