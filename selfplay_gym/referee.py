@@ -11,6 +11,7 @@ The trainer, the Gymnasium environments and the tests are thin layers over it, s
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,8 @@ class RewardConfig:
         ):
             if name not in known:
                 raise InvalidConfig(unknown(kind, name, known))
-        if self.novelty < 0:
-            raise InvalidConfig(f"novelty must not be negative, got {self.novelty}")
+        if not 0 <= self.novelty < math.inf:  # NaN is neither
+            raise InvalidConfig(f"novelty must be a number from 0 on, got {self.novelty}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ def judge_answers(
             verdicts[number] = checked
         else:
             jobs[number] = replace(checked, limits=limits) if limits and checked.limits == Limits() else checked
-    for number, executions in zip(jobs, run_merged(list(jobs.values()), executor), strict=True):
+    for number, executions in zip(jobs, run_distinct(list(jobs.values()), executor), strict=True):
         verdicts[number] = _judge(families[number], tasks[number], executions)
     return [verdicts[number] for number in range(len(tasks))]
 
@@ -239,17 +240,12 @@ def _judge(family: TaskFamily, task: Task, executions: Sequence[Execution]) -> V
     return family.judge(task, executions)
 
 
-def run_merged(jobs: Sequence[Job], executor: Executor) -> list[tuple[Execution, ...]]:
-    """Run jobs as ``executor.run`` does, each program once: attempts at one task share a process and equal inputs."""
-    merged: dict[Job, dict[str, int]] = {}
-    for job in jobs:
-        places = merged.setdefault(replace(job, inputs=()), {})
-        for text in job.inputs:
-            places.setdefault(text, len(places))
-    results = executor.run([replace(job, inputs=tuple(places)) for job, places in merged.items()])
-    by_job = dict(zip(merged, results, strict=True))
-    answers = []
-    for job in jobs:
-        key = replace(job, inputs=())
-        answers.append(tuple(by_job[key][merged[key][text]] for text in job.inputs))
-    return answers
+def run_distinct(jobs: Sequence[Job], executor: Executor) -> list[tuple[Execution, ...]]:
+    """Run jobs as ``executor.run`` does, equal ones once.
+
+    Different answers to one task never share a job, and so never a process: one could leave something behind there
+    that makes another one's verdict.
+    """
+    distinct = list(dict.fromkeys(jobs))
+    results = dict(zip(distinct, executor.run(distinct), strict=True))
+    return [results[job] for job in jobs]

@@ -16,7 +16,7 @@ from selfplay_gym.archive import Archive
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.gate import Gate, GateConfig
 from selfplay_gym.protocols import Executor
-from selfplay_gym.referee import ProposalRequest, Referee, RewardConfig, judge_answers, run_merged
+from selfplay_gym.referee import ProposalRequest, Referee, RewardConfig, judge_answers, run_distinct
 from selfplay_gym.registry import make_family
 from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Rejected, Status, Task, Verdict
 
@@ -182,7 +182,7 @@ def test_answers_are_judged_under_the_limits_that_admitted_the_task(sandbox: Exe
     assert referee.judge_answers([task], [framed(task.inputs[0])])[0].score == 1.0
 
 
-def test_attempts_at_one_task_share_a_job_and_equal_answers_a_run(fake: Callable[..., Any]) -> None:
+def test_equal_answers_share_a_job_and_different_ones_do_not(fake: Callable[..., Any]) -> None:
     executor = fake(lambda program, text: Execution(Status.OK, str(int(text) * 2)))
     answers = ["4", "5", "4", " 4 ", "x=4", "nonsense"]
     verdicts = judge_answers(
@@ -192,19 +192,26 @@ def test_attempts_at_one_task_share_a_job_and_equal_answers_a_run(fake: Callable
         executor,
     )
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
-    assert [[job.inputs for job in batch] for batch in executor.batches] == [[("4", "5")]]
+    assert [[job.inputs for job in batch] for batch in executor.batches] == [[("4",), ("5",)]]
+
+
+def test_a_wrong_answer_does_not_change_the_verdict_on_another(referee: Referee) -> None:
+    program = "import math\n\ndef f(x):\n    if x == 777:\n        math.floor = abs\n    return math.floor(x / 2)"
+    task = Task("abduction", program, ("7",), ("3",))
+    answers = [framed("777"), framed("7"), framed("777"), framed("6")]
+    assert [verdict.score for verdict in referee.judge_answers([task] * 4, answers)] == [0.0, 1.0, 0.0, 1.0]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.sampled_from("123"), max_size=4)), max_size=8))
-def test_merged_jobs_answer_as_if_each_ran_alone(rows: list[tuple[str, list[str]]]) -> None:
+def test_distinct_jobs_answer_as_if_each_ran_alone(rows: list[tuple[str, list[str]]]) -> None:
     class Echo:
         def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
-            assert len({replace(job, inputs=()) for job in jobs}) == len(jobs)
+            assert len(set(jobs)) == len(jobs)
             return [tuple(Execution(Status.OK, f"{job.program!r}{text}") for text in job.inputs) for job in jobs]
 
     jobs = [Job(program, tuple(inputs)) for program, inputs in rows]
     alone = [tuple(Execution(Status.OK, f"{program!r}{text}") for text in inputs) for program, inputs in rows]
-    assert run_merged(jobs, Echo()) == alone  # type: ignore[arg-type]
+    assert run_distinct(jobs, Echo()) == alone  # type: ignore[arg-type]
 
 
 # -- three-valued ------------------------------------------------------------------------------------------------------
@@ -313,6 +320,15 @@ def test_novelty_is_paid_by_shape_and_only_on_top_of_learnability(sandbox: Execu
     assert referee.proposal_reward(other, half) == 1.0
 
 
+def test_a_task_does_not_stand_in_the_way_of_its_own_novelty(sandbox: Executor, archive: Archive) -> None:
+    referee = Referee(families(), sandbox, archive, pay=RewardConfig(novelty=0.5))
+    task = replace(TASKS["deduction"], program="def f(x):\n    return x - 7")
+    half = [Verdict(1.0), Verdict(0.0)]
+    before = referee.proposal_reward(task, half)
+    referee.store(1, [request_for(referee, "deduction")], [task], [""])
+    assert referee.proposal_reward(task, half) == before == 1.0
+
+
 def test_a_resumed_referee_remembers_the_shapes(sandbox: Executor, archive: Archive) -> None:
     first = Referee(families(), sandbox, archive)
     first.store(1, [request_for(first, "deduction")], [TASKS["deduction"]], [""])
@@ -324,7 +340,9 @@ def test_a_resumed_referee_remembers_the_shapes(sandbox: Executor, archive: Arch
     [
         ({"learnability": "peek"}, "did you mean 'peak'"),
         ({"solver": "azr"}, "did you mean 'azr-code'"),
-        ({"novelty": -0.1}, "novelty must not be negative, got -0.1"),
+        ({"novelty": -0.1}, "novelty must be a number from 0 on, got -0.1"),
+        ({"novelty": float("nan")}, "novelty must be a number from 0 on, got nan"),
+        ({"novelty": float("inf")}, "novelty must be a number from 0 on, got inf"),
     ],
 )
 def test_impossible_pay_is_refused(settings: dict[str, Any], words: str) -> None:
