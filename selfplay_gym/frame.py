@@ -14,6 +14,7 @@ _FRAME = re.compile(
 )
 # Any label is understood, or a fence with an unknown one would turn all that follow inside out.
 _FENCE = re.compile(r"```(?P<label>[^\n`]*)\n(?P<body>.*?)\n?```", re.DOTALL)
+_SYNONYMS = {"py": "python", "python3": "python"}
 
 
 def answer_of(completion: str) -> str | None:
@@ -29,21 +30,26 @@ def answer_of(completion: str) -> str | None:
 
 
 def blocks(answer: str, label: str) -> list[str]:
-    r"""Return the bodies of all fenced blocks with exactly this label, in order.
+    r"""Return the bodies of all fenced blocks with this label, in upper or lower case, in order.
 
-    >>> blocks("```input\n1\n```\n```input\n2\n```", "input")
+    >>> blocks("```input\n1\n```\n```Input\n2\n```", "input")
     ['1', '2']
     """
-    return [match["body"] for match in _FENCE.finditer(answer) if match["label"].strip() == label]
+    return [match["body"] for match in _FENCE.finditer(answer) if match["label"].strip().lower() == label]
 
 
 def last_block(answer: str, label: str) -> str:
-    r"""Return the last block with this label, or the whole answer when it has no fence at all.
+    r"""Return the last block with this label (``py`` and ``python3`` are ``python`` too).
 
-    >>> last_block("```output\n[1]\n```", "output"), last_block("[1]", "output")
-    ('[1]', '[1]')
+    Where no block has it, a single block counts whatever its label, and an answer without any fence counts whole.
+
+    >>> last_block("```output\n[1]\n```", "output"), last_block("```\n[1]\n```", "output"), last_block("[1]", "output")
+    ('[1]', '[1]', '[1]')
     """
-    found = blocks(answer, label)
-    if found:
-        return found[-1].strip()
+    found = [(match["label"].strip().lower(), match["body"].strip()) for match in _FENCE.finditer(answer)]
+    labelled = [body for written, body in found if _SYNONYMS.get(written, written) == label]
+    if labelled:
+        return labelled[-1]
+    if len(found) == 1 and answer.count("```") == 2:  # and none that is left open
+        return found[0][1]
     return "" if "```" in answer else answer.strip()

@@ -29,7 +29,8 @@ class NotALiteral(ValueError):
 def parse(text: str) -> object:
     """Return the value of a literal; nothing is evaluated.
 
-    Beyond `ast.literal_eval` it knows ``nan``, ``inf``, ``set()`` and ``frozenset(...)``, as `encode` writes them.
+    Beyond `ast.literal_eval` it knows ``nan``, ``inf``, ``set()`` and ``frozenset(...)``, as `encode` writes them, and
+    ``float('nan')`` and ``float('-inf')``, as programs do.
 
     >>> parse("{'a': [1, (2.5, None)]}"), parse("-inf"), parse("set()")
     ({'a': [1, (2.5, None)]}, -inf, set())
@@ -132,6 +133,8 @@ def _convert(node: ast.expr, depth: int) -> object:
                 return _NAMES[name]
             case ast.Call(func=ast.Name(id="set" | "frozenset" as name), args=args, keywords=[]) if len(args) <= 1:
                 return _convert_set_call(name, args, depth)
+            case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str(word))], keywords=[]):
+                return _convert_float_call(word)
             case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
                 number = _convert_number(operand, depth)
                 return -number if isinstance(sign, ast.USub) else +number
@@ -151,6 +154,13 @@ def _convert_set_call(name: str, args: list[ast.expr], depth: int) -> object:
     if not isinstance(items, (list, tuple, set)):
         raise NotALiteral(f"not a literal: {name}() of a {type(items).__name__}")
     return set(items) if name == "set" else frozenset(items)
+
+
+def _convert_float_call(word: str) -> float:
+    sign, name = (word[0], word[1:]) if word[:1] in ("+", "-") else ("", word)
+    if name not in _NAMES:
+        raise NotALiteral("not a literal: float() of something else than nan, inf or -inf")
+    return -_NAMES[name] if sign == "-" else _NAMES[name]
 
 
 def _convert_number(node: ast.expr, depth: int) -> int | float:

@@ -93,7 +93,9 @@ def test_the_hidden_part_is_the_passing_answer(sandbox: Executor, name: str) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("answer", ["", "None", "```\n63\n```", "```text\n21\n```", "I do not know", "``````"])
+@pytest.mark.parametrize(
+    "answer", ["", "None", "```\n63\n```\n```\n21\n```", "```text\n4\n```", "I do not know", "``````"]
+)
 def test_anything_else_is_wrong_with_a_reason(sandbox: Executor, name: str, answer: str) -> None:
     verdict = verdict_of(make_family(name), task_of(name), answer, sandbox)
     assert verdict.score == 0.0
@@ -106,6 +108,13 @@ def test_only_the_last_block_counts(sandbox: Executor, name: str) -> None:
     right, wrong = (f"```{LABEL[name]}\n{text}\n```" for text in (HIDDEN[name], "0"))
     assert verdict_of(family, task, wrong + right, sandbox).score == 1.0
     assert verdict_of(family, task, right + wrong, sandbox).score == 0.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("label", ["", "python", "Python", "py", "python3", "Output", "text"])
+def test_a_right_answer_in_a_fence_of_another_label_is_right(sandbox: Executor, name: str, label: str) -> None:
+    answer = f"```{label}\n{HIDDEN[name]}\n```"
+    assert verdict_of(make_family(name), task_of(name), answer, sandbox).score == 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -268,7 +277,7 @@ def test_a_triplet_is_one_program_and_one_input(name: str) -> None:
         (PYTHON * 2 + INPUT, "2 python blocks, expected 1"),
         (PYTHON + INPUT * 2, "2 input blocks, expected 1"),
         (PYTHON.replace("python", "") + INPUT, "0 python blocks, expected 1"),
-        (PYTHON + INPUT.replace("input", "Input"), "0 input blocks, expected 1"),
+        (PYTHON + INPUT.replace("input", "given"), "0 input blocks, expected 1"),
     ],
 )
 def test_a_triplet_with_other_blocks_is_refused(name: str, answer: str, message: str) -> None:

@@ -84,12 +84,12 @@ def test_a_hostile_completion_is_read_in_linear_time(text: str) -> None:
         ("```c++ code\n1\n```\n```input\n2\n```", ["2"]),
         ("```\n1\n```\n```input\n2\n```", ["2"]),
         ("```inputs\n1\n```", []),
-        ("```Input\n1\n```", []),
+        ("```Input\n1\n```\n```INPUT\n2\n```", ["1", "2"]),
         ("```input\n1", []),
         ("input\n1", []),
     ],
 )
-def test_blocks_have_exactly_the_label(answer: str, found: list[str]) -> None:
+def test_blocks_have_the_label(answer: str, found: list[str]) -> None:
     assert blocks(answer, "input") == found
 
 
@@ -98,6 +98,23 @@ def test_the_last_block_counts_and_a_bare_answer_stands_for_one() -> None:
     assert last_block(" 3 ", "output") == "3"
 
 
-@pytest.mark.parametrize("answer", ["```python\n1\n```", "```output\n1", "1 ```", ""])
-def test_an_answer_in_the_wrong_fence_is_empty(answer: str) -> None:
+@pytest.mark.parametrize("written", ["", "output", "Output", "python", "text", " OUTPUT "])
+def test_a_single_block_counts_whatever_its_label(written: str) -> None:
+    assert last_block(f"It is\n```{written}\n1\n```\nI think.", "output") == "1"
+
+
+@pytest.mark.parametrize("written", ["python", "Python", "py", "python3"])
+def test_python_has_several_names(written: str) -> None:
+    assert last_block(f"```{written}\nx\n```\n```\ny\n```", "python") == "x"
+    assert blocks("```py\nx\n```", "python") == []
+
+
+def test_a_block_with_the_label_goes_before_a_later_one_without() -> None:
+    assert last_block("```output\n1\n```\n```\n2\n```", "output") == "1"
+
+
+@pytest.mark.parametrize(
+    "answer", ["```\n1\n```\n```text\n2\n```", "```output\n1", "```\n1\n```\n```output\n2", "1 ```", ""]
+)
+def test_an_answer_that_cannot_be_told_is_empty(answer: str) -> None:
     assert last_block(answer, "output") == ""

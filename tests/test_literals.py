@@ -156,10 +156,19 @@ def test_what_is_no_argument_list(text):
         ("{1, 1.0, True}", "{1}"), ("set([])", "set()"), ("frozenset()", "frozenset()"), ("{nan, nan}", "{nan}"),
         ("frozenset({2,1})", "frozenset({1, 2})"), ("'a' 'b'", "'ab'"), ("{1:2,1:3}", "{1: 3}"), ("(1)", "1"),
         ("(1,)", "(1,)"), ("0x10", "16"), ("1_000", "1000"), (" [1 , 2] \n", "[1, 2]"),
+        ("float('inf')", "inf"), ("float('-inf')", "-inf"), ('[float("nan"), -float("inf")]', "[nan, -inf]"),
     ],
 )  # fmt: skip
 def test_spellings(text, expected):
     assert canonical(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["float('1')", "float(1)", "float()", "float('inf', 1)", "float(x='inf')", "float('')"]
+)
+def test_no_other_call_of_float_is_a_literal(text):
+    with pytest.raises(NotALiteral):
+        parse(text)
 
 
 def test_values_that_python_holds_equal_are_different_values():
