@@ -376,6 +376,14 @@ def test_a_watch_counts_what_happened() -> None:
     })  # fmt: skip
 
 
+@pytest.mark.parametrize("replayed", [0.0, 1.0])
+def test_a_replay_does_not_take_the_place_of_a_new_task_without_a_verdict(replayed: float) -> None:
+    verdicts = [[Verdict(None)] * 2, [Verdict(1.0), Verdict(0.0)], [Verdict(replayed)] * 2]
+    watch = StepWatch(1)
+    watch.saw([], [], verdicts, new=2)
+    assert (watch.metrics["tasks/never_solved"], watch.metrics["tasks/always_solved"]) == (0.0, 0.0)
+
+
 def test_a_watch_reports_no_rate_where_nothing_was_judged() -> None:
     watch = StepWatch(1)
     watch.saw([row("propose", "deduction", None)], [NoVerdict()], [], new=0)

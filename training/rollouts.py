@@ -156,8 +156,7 @@ class SelfPlay:
         records = []
         for stored, group in zip(played, verdicts, strict=True):
             judged = [verdict for verdict in group if verdict.score is not None]
-            if judged:
-                records.append((stored.id, len(judged), sum(verdict.passed for verdict in judged)))
+            records.append((stored.id, len(judged), sum(verdict.passed for verdict in judged)))
         self.referee.archive.record_attempts(step, records)
 
     # -- rows ----------------------------------------------------------------------------------------------------------

@@ -40,11 +40,11 @@ class StepWatch:
         """Take in the rows of a step, what became of its proposals, and the verdicts by task (new tasks first)."""
         self._rewards(rows)
         self._proposals(rows, outcomes)
-        rates = [rate for group in verdicts if (rate := rewards.solve_rate(list(group))) is not None]
+        rates = [rate for group in verdicts[:new] if (rate := rewards.solve_rate(list(group))) is not None]
         self.metrics["tasks/new"] = new
         self.metrics["tasks/replayed"] = len(verdicts) - new
-        self.metrics["tasks/never_solved"] = _share([rate == 0 for rate in rates[:new]])
-        self.metrics["tasks/always_solved"] = _share([rate == 1 for rate in rates[:new]])
+        self.metrics["tasks/never_solved"] = _share([rate == 0 for rate in rates])
+        self.metrics["tasks/always_solved"] = _share([rate == 1 for rate in rates])
         self.metrics["no_verdict"] = sum(row.reward is None for row in rows)
         self.metrics["tokens/sampled"] = sum(len(row.sample.ids) for row in rows)
         self.metrics["unfinished"] = _share([not row.sample.finished for row in rows])
