@@ -8,12 +8,13 @@ RestrictedPython decides first: its compiler pass walks the whole program and re
 transformed program is never run; the original is. So decisions that RestrictedPython leaves to the guards of a host
 are made here, in the open:
 
-* allowed beyond it: annotated and augmented assignment to anything, ``nonlocal``, ``match``, variables with a
-  leading underscore, ``self._attribute``, the special methods of `METHODS`;
+* allowed beyond it: annotated and augmented assignment, ``nonlocal``, ``match``, variables with a leading underscore,
+  ``self._attribute``, the special methods of `METHODS`;
 * allowed as it has them: functions, classes, generators, comprehensions, f-strings, ``with``, ``print`` (whose text
   goes nowhere, so it is no part of a task);
-* refused beyond it: modules outside `MODULES` and modules reached through those, builtins of `BUILTINS`, attribute
-  names of `ATTRIBUTES`, ``str.format`` with anything but plain fields of a literal;
+* refused beyond it: modules outside `MODULES` and modules reached through those, a module as a value (its name may
+  only stand before a dot) and changes to it, builtins of `BUILTINS`, attribute names of `ATTRIBUTES`, also in a class
+  pattern, ``str.format`` with anything but plain fields of a literal;
 * refused as it has them: ``async``, ``except*``, metaclasses, star imports, double-underscore names.
 
 A program that does not parse is no matter of policy: the sandbox reports its `SyntaxError`.
@@ -54,7 +55,7 @@ BUILTINS = {
 }
 
 ATTRIBUTES = {
-    **dict.fromkeys(("attrgetter", "methodcaller"), _BY_TEXT),
+    **dict.fromkeys(("attrgetter", "methodcaller", "update_wrapper"), _BY_TEXT),
     **dict.fromkeys(("get_type_hints", "ForwardRef", "make_dataclass"), _HIDDEN_CODE),
     **dict.fromkeys(("Formatter", "Template", "format_map", "mro", "with_traceback"), _INSPECTS),
     **dict.fromkeys(("sys", "os", "builtins", "posix", "gc", "inspect", "ctypes", "importlib", "modules"), _LEADS_OUT),
@@ -75,6 +76,8 @@ METHODS = frozenset(
     )
 )  # fmt: skip
 _READABLE = METHODS | {"__name__", "__slots__", "__match_args__", "__future__"}
+_FRAMES = ("tb_", "f_", "gi_", "co_", "cr_", "ag_")
+_POSING = frozenset(("register", "runtime_checkable", "ABCMeta"))  # make a class answer for objects of other classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,9 @@ def refusal(program: str) -> Refusal | None:
             names = symtable.symtable(program, "<program>", "exec")
             # Before RestrictedPython, which changes the tree.
             found = list(_builtins(names, tree))
+            more = [*_Modules(tree).refusals(), *_match_arguments(tree)]
             _Language(found).visit(tree)
+            found += more
     except (SyntaxError, ValueError):  # no program at all: a NUL, a lone surrogate
         return None
     except (RecursionError, MemoryError, OverflowError) as error:
@@ -137,7 +142,6 @@ class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
     def __init__(self, found: list[Refusal]) -> None:
         super().__init__()
         self._found = found
-        self._modules: dict[str, ModuleType] = {}
 
     def error(self, node: Any, info: str) -> None:
         self._refuse(node, "language", info)
@@ -154,9 +158,8 @@ class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
 
     def visit_Import(self, node: ast.Import) -> ast.AST:  # noqa: N802
         for alias in node.names:
-            module = self._allowed_module(node, alias.name)
-            if module is not None:
-                self._modules[alias.asname or alias.name.partition(".")[0]] = module
+            self._allowed_module(node, alias.name)
+            self.check_name(node, alias.asname)
         return self._walk(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:  # noqa: N802
@@ -168,7 +171,9 @@ class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
             if alias.name == "*":
                 self._refuse(node, "import", "star imports are not allowed")
             elif module is not None:
-                self._check_member(node, module, alias.name)
+                message = _bad_member(module, alias.name)
+                if message:
+                    self._refuse(node, "import", message)
         return self._walk(node)
 
     def _allowed_module(self, node: ast.AST, name: str) -> ModuleType | None:
@@ -177,27 +182,27 @@ class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
         self._refuse(node, "import", f"module {name!r} is not allowed")
         return None
 
-    def _check_member(self, node: Any, module: ModuleType, name: str) -> None:
-        member = getattr(module, name, None)
-        if isinstance(member, ModuleType) and member.__name__ not in MODULES:
-            self._refuse(node, "import", f"module {name!r} is not allowed")
-        elif name.startswith("_") or name in ATTRIBUTES:
-            self._refuse(node, "import", f"{module.__name__}.{name} is not allowed")
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
-        name, owner = node.attr, node.value
-        of_self = isinstance(owner, ast.Name) and owner.id == "self"
+    def _check_attribute(self, node: Any, name: str, of_self: bool = False) -> None:
         private = name.startswith("_") and name not in _READABLE
         if private and not (of_self and not name.startswith("__")):
             self._refuse(node, "attribute", f"attribute {name!r} is private")
-        elif name in ATTRIBUTES and not of_self:
+        elif name in ATTRIBUTES:
             self._refuse(node, "attribute", f"attribute {name!r} {ATTRIBUTES[name]}")
-        elif name.startswith(("tb_", "f_", "gi_", "co_", "cr_", "ag_")) and not of_self:
+        elif name.startswith(_FRAMES):
             self._refuse(node, "attribute", f"attribute {name!r} looks into frames")
-        elif name == "format" and not _is_plain_format(owner):
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
+        # `self` is a name like any other, so it opens only what a class calls its own.
+        self._check_attribute(node, node.attr, isinstance(node.value, ast.Name) and node.value.id == "self")
+        if node.attr == "format" and not _is_plain_format(node.value):
             self._refuse(node, "format", "str.format needs a literal with plain fields; f-strings are allowed")
-        elif isinstance(owner, ast.Name) and owner.id in self._modules:
-            self._check_member(node, self._modules[owner.id], name)
+        return self._walk(node)
+
+    def visit_MatchClass(self, node: ast.MatchClass) -> ast.AST:  # noqa: N802
+        for name in node.kwd_attrs:
+            self._check_attribute(node, name)
+            if name == "format":
+                self._refuse(node, "format", "str.format needs a literal with plain fields; f-strings are allowed")
         return self._walk(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
@@ -215,12 +220,166 @@ class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
 
     visit_AnnAssign = visit_AugAssign = visit_Nonlocal = visit_Subscript = _walk  # noqa: N815
     visit_Match = visit_match_case = visit_MatchValue = visit_MatchSingleton = _walk  # noqa: N815
-    visit_MatchSequence = visit_MatchClass = visit_MatchOr = _walk  # noqa: N815
+    visit_MatchSequence = visit_MatchOr = _walk  # noqa: N815
     visit_MatchAs = visit_MatchStar = visit_MatchMapping = _walk_pattern  # noqa: N815
 
     def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802
         self.check_name(node, node.id)
         return self._walk(node)
+
+
+class _Modules:
+    """Finds what a program does with imported modules beyond reading their members.
+
+    A name counts as a module wherever it is imported, except in functions that plainly have a variable of that name.
+    """
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._tree = tree
+        self._modules: dict[str, list[ModuleType]] = {}  # all that a name may stand for
+        self._members: set[str] = set()
+        self._fixed: set[str] = set()  # names that a function may share with the module
+        self._found: list[Refusal] = []
+
+    def refusals(self) -> list[Refusal]:
+        """Return a refusal for every module that gets out, every bad member and every change."""
+        top = set(map(id, self._tree.body))
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = self._bind(node)
+                if id(node) not in top:
+                    self._fixed.update(names)
+            elif isinstance(node, ast.Global | ast.Nonlocal):
+                self._fixed.update(node.names)
+        if self._modules or self._members:
+            self._visit(self._tree, frozenset())
+        return self._found
+
+    def _bind(self, node: ast.Import | ast.ImportFrom) -> list[str]:
+        bound = []
+        for alias in node.names:
+            name = alias.asname or alias.name.partition(".")[0]
+            bound.append(name)
+            if isinstance(node, ast.ImportFrom):
+                origin = node.module or ""
+                self._members.add(name)
+                member = None if origin not in MODULES else getattr(import_module(origin), alias.name, None)
+            else:
+                full = alias.name if alias.asname else name
+                member = import_module(full) if full in MODULES else None  # others are refused where they stand
+            if isinstance(member, ModuleType):
+                self._modules.setdefault(name, []).append(member)
+        return bound
+
+    def _visit(self, node: ast.AST, local: frozenset[str]) -> None:
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            body = node.body if isinstance(node.body, list) else [node.body]
+            inside = set(map(id, body))
+            inner = local | (_variables(node.args, body) - self._fixed)
+            for child in ast.iter_child_nodes(node):
+                self._visit(child, inner if id(child) in inside else local)
+            return None
+        if isinstance(node, ast.Name) and node.id in self._modules and node.id not in local:
+            self._refuse(node, f"module {node.id!r} may only stand before a dot")
+        if isinstance(node, ast.Attribute):
+            if not isinstance(node.ctx, ast.Load) and self._is_imported(node.value, local):
+                self._refuse(node, "imported modules and their members cannot be changed")
+            owners = self._owners(node.value, local)
+            if owners:
+                messages = [message for owner in owners if (message := _bad_member(owner, node.attr))]
+                if messages:
+                    self._refuse(node, messages[0])
+                elif any(isinstance(getattr(owner, node.attr, None), ModuleType) for owner in owners):
+                    self._refuse(node, f"module {node.attr!r} may only stand before a dot")
+                return self._past(node.value, local)
+        for child in ast.iter_child_nodes(node):
+            self._visit(child, local)
+        return None
+
+    def _past(self, owner: ast.expr, local: frozenset[str]) -> None:
+        """Check the members on the way to a module, which stands before a dot."""
+        while isinstance(owner, ast.Attribute):
+            for module in self._owners(owner.value, local):
+                message = _bad_member(module, owner.attr)
+                if message:
+                    self._refuse(owner, message)
+            owner = owner.value
+
+    def _owners(self, node: ast.expr, local: frozenset[str]) -> list[ModuleType]:
+        if isinstance(node, ast.Name):
+            return [] if node.id in local else self._modules.get(node.id, [])
+        if isinstance(node, ast.Attribute):
+            members = [getattr(owner, node.attr, None) for owner in self._owners(node.value, local)]
+            return [member for member in members if isinstance(member, ModuleType)]
+        return []
+
+    def _is_imported(self, node: ast.expr, local: frozenset[str]) -> bool:
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return isinstance(node, ast.Name) and node.id not in local and node.id in {*self._modules, *self._members}
+
+    def _refuse(self, node: ast.expr, message: str) -> None:
+        self._found.append(Refusal("import", message, node.lineno))
+
+
+def _bad_member(module: ModuleType, name: str) -> str:
+    """Return why a member of a module is refused, or nothing."""
+    member = getattr(module, name, None)
+    if isinstance(member, ModuleType) and f"{module.__name__}.{name}" not in MODULES:
+        return f"module {name!r} is not allowed"
+    if name.startswith("_") or name in ATTRIBUTES:
+        return (
+            "" if name in _READABLE and module.__name__ == "__future__" else f"{module.__name__}.{name} is not allowed"
+        )
+    return ""
+
+
+def _variables(arguments: ast.arguments, body: list[Any]) -> set[str]:
+    """Return the parameters of a function and the names that its own body assigns, nested scopes left out."""
+    every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+    found = {argument.arg for argument in every if argument is not None}
+    waiting = list(body)
+    scopes = (
+        ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
+        ast.GeneratorExp,
+    )  # fmt: skip
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, scopes):
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def _match_arguments(tree: ast.Module) -> Iterator[Refusal]:
+    """Yield a refusal where a class pattern may read attributes that are not in the text."""
+    literal = set()
+    posing = by_position = None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and len(node.targets) == 1:
+            names = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+            if all(isinstance(name, ast.Constant) and _is_ordinary(name.value) for name in names):
+                literal.add(id(node.targets[0]))
+        if isinstance(node, ast.MatchClass):
+            by_position = by_position or (node if node.patterns else None)
+        named = {getattr(node, field, None) for field in ("id", "attr", "name")}
+        named.update(getattr(node, "kwd_attrs", ()))
+        posing = posing or (None if named.isdisjoint(_POSING) else node)
+    if posing and by_position:
+        message = "a class that answers for others cannot be matched by position"
+        yield Refusal("attribute", message, by_position.lineno)
+    for node in ast.walk(tree):
+        named_so = "__match_args__" in (getattr(node, "id", None), getattr(node, "attr", None))
+        if named_so and id(node) not in literal:
+            yield Refusal(
+                "attribute", "__match_args__ must be a tuple of ordinary names", getattr(node, "lineno", None)
+            )
+
+
+def _is_ordinary(name: object) -> bool:
+    return isinstance(name, str) and not name.startswith(("_", *_FRAMES)) and name not in ATTRIBUTES
 
 
 def _is_plain_format(owner: ast.expr) -> bool:

@@ -536,6 +536,8 @@ def _refused_before_running(job: Job) -> Execution | None:
     """Return the answer to a job that never gets to a server."""
     if len(job.program) + sum(map(len, job.inputs)) > _LARGEST_MESSAGE:
         return Execution(Status.MEMORY, error_type="source", message=f"over {_LARGEST_MESSAGE} bytes of source")
+    if job.policy == "strict" and isinstance(job.program, bytes):  # text would have been decoded
+        return Execution(Status.FORBIDDEN, None, "source", "not UTF-8")
     if job.policy == "strict" and isinstance(job.program, str):
         refused = _cached_refusal(job.program)
         if refused is not None:

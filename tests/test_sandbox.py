@@ -229,6 +229,19 @@ def test_strict_policy_judges_bytes_as_the_text_that_runs(executor):
     assert one(executor, program, policy="strict").value == "1"
 
 
+@pytest.mark.parametrize(
+    "program", [b"# coding: latin-1\nimport os\ndef f(): return '\xe9'", b"def f(): return open\n# \xff", b"\xff\xfe"]
+)
+def test_strict_policy_refuses_bytes_that_it_cannot_read(executor, program):
+    result = one(executor, program, policy="strict")
+    assert (result.status, result.error_type) == (Status.FORBIDDEN, "source")
+
+
+def test_strict_policy_and_the_child_agree_on_a_byte_order_mark(executor):
+    for program in ("\ufeffimport os\ndef f(): return 1", b"\xef\xbb\xbfimport os\ndef f(): return 1"):
+        assert one(executor, program, policy="strict").status in (Status.ERROR, Status.FORBIDDEN)
+
+
 # --- determinism -----------------------------------------------------------------------------------------------------
 
 
