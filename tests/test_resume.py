@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from selfplay_gym.errors import RunFolderError
 from selfplay_gym.training import run
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.folder import COMPLETE, RunFolder
@@ -107,6 +108,10 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     assert play(tmp_path / "run", config(2), resume=True)[0] == 0
     assert_same_run(tmp_path / "run", tmp_path / "copy")
+    play(tmp_path / "other", config(2).model_copy(update={"seed": 1}))
+    shutil.copy(tmp_path / "other" / "archive.sqlite", tmp_path / "run")
+    with pytest.raises(RunFolderError, match="does not belong to the checkpoint of step 2"):
+        play(tmp_path / "run", config(3), resume=True)
 
 
 # -- the command line, killed ------------------------------------------------------------------------------------------

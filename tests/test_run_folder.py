@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 
+from selfplay_gym.archive import Archive
 from selfplay_gym.errors import RunFolderError, SelfPlayError
 from selfplay_gym.training.config import RunConfig, parse
 from selfplay_gym.training.folder import (
     COMPLETE,
     RunFolder,
     RunLock,
+    contents,
     latest_output,
     next_output,
 )
+from selfplay_gym.types import Task
 
 
 def config(**settings: Any) -> RunConfig:
@@ -35,6 +38,9 @@ def folder(tmp_path: Path) -> RunFolder:
         (run.checkpoint(step) / "model.safetensors").write_text("weights")
         if step < 6:
             (run.checkpoint(step) / COMPLETE).write_text("{}")
+    with Archive(run.archive) as archive:
+        for step in range(1, 7):
+            archive.record_rejection(step, "deduction", "syntax", "", f"{step}")
     for step in range(1, 7):
         run.append_metrics({"step": step, "loss": step / 10})
         run.write_completions(step, [{"text": "\u2028 \ud800"}])
@@ -166,6 +172,60 @@ def test_what_is_no_run_is_not_resumed(content: bytes | None, tmp_path: Path) ->
     with pytest.raises(SelfPlayError, match=r"holds no run to resume|config\.yaml: ") as caught:
         RunFolder(tmp_path).resume(config())
     assert "\n" not in str(caught.value)
+
+
+def everything(run: RunFolder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()}
+
+
+def test_a_run_is_not_made_shorter_than_it_is(folder: RunFolder) -> None:
+    before = everything(folder)
+    with pytest.raises(RunFolderError, match="is at step 4 already: resume it with steps=4 or more"):
+        folder.resume(config(steps=3))
+    assert everything(folder) == before
+    assert folder.resume(config(steps=4)) == 4
+
+
+def note_archive(run: RunFolder, step: int) -> None:
+    """Write down in a checkpoint what the archive held then."""
+    copy = run.path.with_name("copy.sqlite")
+    shutil.copy(run.archive, copy)
+    with Archive(copy) as archive:
+        archive.rewind(step)
+        (run.checkpoint(step) / COMPLETE).write_text(json.dumps({"step": step, "archive": contents(archive)}))
+
+
+def test_an_archive_with_later_steps_belongs_to_the_checkpoint(folder: RunFolder) -> None:
+    note_archive(folder, 4)
+    assert folder.resume(config(steps=9)) == 4
+    with Archive.read(folder.archive) as archive:
+        assert archive.last_step == 6  # taken back later, by whoever holds it
+
+
+@pytest.mark.parametrize(
+    ("archive", "message"),
+    [
+        (None, "archive.sqlite is missing"),
+        ("", "archive.sqlite is empty, but the run is at step 4"),
+        ("new", "does not belong to the checkpoint of step 4"),
+        ("other", "does not belong to the checkpoint of step 4"),
+    ],
+)
+def test_without_its_archive_a_run_is_not_resumed(archive: str | None, message: str, folder: RunFolder) -> None:
+    note_archive(folder, 4)
+    folder.archive.unlink()
+    if archive == "":
+        folder.archive.touch()
+    elif archive is not None:
+        with Archive(folder.archive) as other:
+            if archive == "other":
+                other.add_task(Task("deduction", "def f(x):\n    return x", ("1",), ("1",)), 3)
+                other.add_task(Task("deduction", "def f(x):\n    return -x", ("1",), ("-1",)), 7)
+    before = everything(folder)
+    with pytest.raises(RunFolderError, match=message) as caught:
+        folder.resume(config(steps=50))
+    assert "\n" not in str(caught.value)
+    assert everything(folder) == before
 
 
 # -- one run at a time -------------------------------------------------------------------------------------------------

@@ -100,6 +100,9 @@ class Notes:
     def should_stop(self) -> bool:
         return self.stop_after is not None and len(self.updates) + 1 >= self.stop_after
 
+    def archived(self) -> Mapping[str, Any]:
+        return {"tasks": len(self.updates)}
+
 
 class Gradients(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Copies the gradients of the first update."""

@@ -9,7 +9,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import IO, Any, Self
 
 import yaml
 
+from selfplay_gym.archive import Archive
 from selfplay_gym.errors import RunFolderError
 from selfplay_gym.output import write_whole
 from selfplay_gym.training.config import RunConfig, dump, parse
@@ -108,20 +110,30 @@ class RunFolder:
     def resume(self, config: RunConfig) -> int:
         """Go back to the last complete checkpoint and return its step, 0 if there is none.
 
+        A refused resume changes nothing.
+
         Raises:
-            RunFolderError: The folder holds a run with other settings.
+            RunFolderError: The folder holds a run with other settings, or one that is already longer, or its archive is
+                not the one that the checkpoint was written with.
+            InvalidData: The archive is damaged.
         """
         stored, asked = self.stored_config().model_dump(mode="json"), config.model_dump(mode="json")
         # A rate that falls to 0 at the last step is another rate when the last step is another one.
         free = FREE if config.update.schedule == "constant" else FREE - {"steps"}
+        if stored["processes"] is None:  # a run of an earlier version, which left the number to the machine
+            free |= {"processes"}
         if changed := [key for key in asked if key not in free and stored[key] != asked[key]]:
             key = changed[0]
             raise RunFolderError(
                 f"{self.path} holds another run: its {key} is {stored[key]!r}, not {asked[key]!r}; resume it without "
                 "these settings, or choose another --output"
             )
-        write_whole(self.path / "config.yaml", dump(config))
         step = self._last_complete()
+        if config.steps < step:
+            raise RunFolderError(f"{self.path} is at step {step} already: resume it with steps={step} or more")
+        if step:
+            self._check_archive(step)
+        write_whole(self.path / "config.yaml", dump(config))
         for folder, number in self._checkpoints():
             if number > step:
                 shutil.rmtree(folder)
@@ -142,6 +154,24 @@ class RunFolder:
 
     def _last_complete(self) -> int:
         return max((number for folder, number in self._checkpoints() if (folder / COMPLETE).exists()), default=0)
+
+    def _check_archive(self, step: int) -> None:
+        """Refuse an archive that, taken back to the checkpoint's step, is not as it was when that was written."""
+        again = "restore it from a copy, or start another run"
+        if not self.archive.exists():
+            raise RunFolderError(f"{self.archive} is missing: {again}")
+        if not self.archive.stat().st_size:
+            raise RunFolderError(f"{self.archive} is empty, but the run is at step {step}: {again}")
+        mark = self.read_json(f"{self.checkpoints.name}/{self.checkpoint(step).name}/{COMPLETE}")
+        expected = mark.get("archive") if isinstance(mark, dict) else None
+        with Archive(self.archive) as archive, _undone(archive):
+            archive.rewind(step)
+            found = contents(archive)
+        if expected is not None and found != expected:  # a run of an earlier version did not write it down
+            raise RunFolderError(
+                f"{self.archive} does not belong to the checkpoint of step {step}: it holds {_said(found)}, not "
+                f"{_said(expected)}; {again}"
+            )
 
     def _truncate_metrics(self, step: int) -> None:
         if self.metrics.exists():
@@ -200,6 +230,37 @@ class RunLock:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+class _Undo(Exception):
+    """Leaves a transaction so that nothing of it is kept."""
+
+
+@contextmanager
+def _undone(archive: Archive) -> Iterator[None]:
+    try:
+        with archive.transaction():
+            yield
+            raise _Undo
+    except _Undo:
+        pass
+
+
+def contents(archive: Archive) -> dict[str, Any]:
+    """Return a few facts by which an archive is known again, for a checkpoint to keep."""
+    numbers = archive.statistics()
+    last = next(archive.tasks(newest=1, evicted=True), None)
+    return {
+        "tasks": numbers.tasks,
+        "attempts": numbers.attempts,
+        "rejections": sum(numbers.rejections.values()),
+        "last_task": last.task.key if last else None,
+    }
+
+
+def _said(facts: Mapping[str, Any]) -> str:
+    last = str(facts.get("last_task"))[:12]
+    return f"{facts.get('tasks')} tasks and {facts.get('attempts')} attempts (last task {last})"
 
 
 def next_output(parent: Path, name: str) -> Path:

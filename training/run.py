@@ -33,7 +33,7 @@ from selfplay_gym.training import holdout
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.evaluate import NANO_POLICY
-from selfplay_gym.training.folder import RunFolder
+from selfplay_gym.training.folder import RunFolder, contents
 from selfplay_gym.training.generation import BACKENDS, Policy, check_source
 from selfplay_gym.training.live import LiveTable
 from selfplay_gym.training.rollouts import Row, SelfPlay
@@ -155,6 +155,10 @@ class Follower:
         """False: rank 0 decides."""
         return False
 
+    def archived(self) -> Mapping[str, Any]:
+        """Nothing: rank 0 holds the archive."""
+        return {}
+
     def say_stopped(self, step: int) -> None:
         """Nothing: rank 0 reports."""
 
@@ -191,8 +195,6 @@ class Leader:
             self.start = self.folder.resume(self.config) if self.resume else 0
             self.executor: Executor = executors.load("sandbox")()
             stack.callback(self.executor.close)
-            if self.start and not self.folder.archive.exists():
-                raise RunFolderError(f"{self.folder.archive} is missing: restore it from a copy, or start another run")
             self.archive = stack.enter_context(Archive(self.folder.archive, capacity=self.config.capacity))
             if self.resume:
                 self.archive.rewind(self.start)
@@ -290,6 +292,10 @@ class Leader:
     def should_stop(self) -> bool:
         """Whether the user asked to stop."""
         return bool(self._interrupted)
+
+    def archived(self) -> Mapping[str, Any]:
+        """Say by what the archive is known again."""
+        return contents(self.archive)
 
     def say_stopped(self, step: int) -> None:
         """Say how to go on."""

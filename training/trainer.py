@@ -45,6 +45,10 @@ class Observer(Protocol):
         """Return whether the run should save and end after this step; asked on rank 0."""
         ...
 
+    def archived(self) -> Mapping[str, Any]:
+        """Return by what the archive of a checkpoint is known again; asked on rank 0."""
+        ...
+
 
 class Rollout:
     """TRL's ``rollout_func``: plays one step on all ranks and hands each its slice of the rows.
@@ -152,7 +156,8 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
         self.ranks.wait()
         if self.ranks.is_main:
             mark = self.folder.checkpoint(state.global_step) / COMPLETE
-            write_whole(mark, json.dumps({"step": state.global_step}) + "\n")
+            facts = {"step": state.global_step, "archive": dict(self.observer.archived())}
+            write_whole(mark, json.dumps(facts) + "\n")
 
 
 def slots(config: RunConfig, world: int) -> tuple[int, int, int]:
