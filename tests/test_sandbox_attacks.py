@@ -309,7 +309,7 @@ def test_the_harness_found_through_frames_gives_no_more_than_a_forged_value(exec
     assert result.status in (CRASHED, ERROR)
 
 
-# --- the holes that azr.md lists (7.3: proposals, 7.4: answers) ------------------------------------------------------
+# --- the holes of the published code: proposals, then answers ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(

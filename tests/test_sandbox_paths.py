@@ -52,6 +52,11 @@ def started(executor) -> set[str]:
         ("x = 'important'", False),
         (r"x = '\N{DASH}'", False),
         (b"x = 1", False),
+        ("def f(x): return x.encode()", False),
+        ("def f(x): return x.decode()", False),
+        ("def f(x): return str(x, 'cp1252')", True),
+        ("x = 'codecs'", False),
+        ("x = 'namereplace'", False),
     ],
 )
 def test_only_programs_that_plainly_need_little_are_light(program, light):
@@ -73,7 +78,7 @@ HIDDEN_IMPORT = "g = globals()['__builtins__'].__dict__['__im' + 'port__']\n"
     ("program", "value"),
     [
         (HIDDEN_IMPORT + "def f(): return g('json').dumps([1])", "'[1]'"),
-        ("def f(): return 'x'.encode('shift_jis'), b'\\xe9'.decode('cp1252')", "(b'x', 'é')"),
+        ("def f(): return bytes('x', 'shift_jis'), str(b'\\xe9', 'cp1252')", "(b'x', 'é')"),
     ],
 )
 @pytest.mark.parametrize("check", [False, True])
@@ -84,10 +89,23 @@ def test_what_a_light_server_lacks_is_run_again_on_a_full_one(executor, program,
 
 
 @pytest.mark.parametrize(
+    ("program", "value"),
+    [
+        ("b'\\xe9'.decode('cp1252')", "'é'"),
+        ("'x'.encode('shift_jis')", "b'x'"),
+        ("'\u2013'.encode('ascii', 'namereplace')", r"b'\\N{EN DASH}'"),
+    ],
+)
+def test_a_program_that_catches_what_a_light_server_lacks_gets_the_full_answer(executor, program, value):
+    caught = f"def f():\n    try: return {program}\n    except Exception: return 'nothing'"
+    assert one(executor, caught).value == value
+
+
+@pytest.mark.parametrize(
     ("program", "error_type"),
     [
         (HIDDEN_IMPORT + "def f(): return g('nothing_such')", "ModuleNotFoundError"),
-        ("def f(): return 'x'.encode('nothing_such')", "LookupError"),
+        ("def f(): return bytes('x', 'nothing_such')", "LookupError"),
         ("def f(): raise ImportError", "ImportError"),
     ],
 )
