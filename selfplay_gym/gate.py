@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from selfplay_gym import literals, probes, programs
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.protocols import Executor
+from selfplay_gym.registry import unknown
 from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Proposal, Rejected, Status, Task
 
 CHECKS = {
@@ -28,13 +29,13 @@ CHECKS = {
     "signature": "it defines f, with at least one parameter that must be given",
     "literal_inputs": "every input is an argument list of literals",
     "distinct_inputs": "the inputs of one proposal differ",
-    "message": "the message holds no code and no statement of the program",
+    "message": "the message holds no code, no statement of the program and no two of the pairs that judge",
     "policy": "the program stays within the language policy",
     "runs": "it returns within its limits on every input",
     "value": "it returns a value of exact builtin types, under the size cap",
     "deterministic": "two runs in one process and one in another with a different hash seed agree",
     "depends_on_input": "some other input gives another value, and so do the inputs that judge",
-    "new": "no stored task of the family does the same",
+    "new": "no stored task of the family does the same on the probes; of several inputs, half are new to the program",
     "held_out": "the program is not in a held-out set",
 }
 """Every check by name, in order, with what it demands."""
@@ -72,6 +73,8 @@ class GateConfig:
         for name in ("program_characters", "input_characters", "message_characters"):
             if not 1 <= getattr(self, name) <= programs.MAX_SOURCE:
                 raise InvalidConfig(f"{name} must be between 1 and {programs.MAX_SOURCE}, got {getattr(self, name)}")
+        for name in sorted(self.disabled - CHECKS.keys()):
+            raise InvalidConfig(unknown("check", name, OPTIONAL))
         if refused := sorted(self.disabled - OPTIONAL):
             raise InvalidConfig(
                 f"these gate checks cannot be disabled: {', '.join(refused)}; only {sorted(OPTIONAL)} can"
@@ -133,9 +136,9 @@ class Gate:
             else:
                 outcomes[number] = outcome
         probed = self._probe(list(tasks.values()))
-        batch_keys: set[tuple[int, str, str]] = set()
+        earlier: list[tuple[int, Task]] = []
         for (number, _), outcome in zip(tasks.items(), probed, strict=True):
-            outcomes[number] = self._check_new(outcome, candidates[number], batch_keys)
+            outcomes[number] = self._check_new(outcome, candidates[number], earlier)
         return [outcomes[number] for number in range(len(candidates))]
 
     def _on(self, check: str) -> bool:
@@ -186,7 +189,14 @@ class Gate:
             for candidate in candidates
         ]
         results = self.executor.run(jobs)
-        return [_outcome(candidate, runs) for candidate, runs in zip(candidates, results, strict=True)]
+        outcomes = [_outcome(candidate, runs) for candidate, runs in zip(candidates, results, strict=True)]
+        return [self._check_told(outcome) for outcome in outcomes]
+
+    def _check_told(self, outcome: Outcome) -> Outcome:
+        """Refuse a message that tells the pairs that judge, now that their outputs are known."""
+        if isinstance(outcome, Task) and self._on("message") and _tells_pairs(outcome):
+            return Rejected("message", "the message tells pairs that judge")
+        return outcome
 
     def _probe(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Return the tasks with their behaviour hash; refuse those whose output is the same whatever the input."""
@@ -225,14 +235,14 @@ class Gate:
 
     # -- what the archive tells ------------------------------------------------------------------------------------
 
-    def _check_new(self, outcome: Outcome, candidate: Candidate, batch: set[tuple[int, str, str]]) -> Outcome:
+    def _check_new(self, outcome: Outcome, candidate: Candidate, earlier: list[tuple[int, Task]]) -> Outcome:
         if not isinstance(outcome, Task):
             return outcome
         if self._on("new"):
-            key = (candidate.lot, outcome.family, outcome.behaviour)
-            if key in batch or candidate.known(outcome):
-                return Rejected("new", "does the same as a known program")
-            batch.add(key)
+            repeated = any(lot == candidate.lot and _repeats(outcome, other) for lot, other in earlier)
+            if repeated or candidate.known(outcome):
+                return Rejected("new", "does the same as a known task")
+            earlier.append((candidate.lot, outcome))
         if self._on("held_out") and self.held_out and programs.identity(outcome.program) in self.held_out:
             return Rejected("held_out", "the program is in a held-out set")
         return outcome
@@ -304,6 +314,51 @@ def _behaviour(task: Task, runs: Sequence[Execution]) -> str:
     return probes.behaviour(task.inputs[0], outcomes)
 
 
+def _repeats(task: Task, earlier: Task) -> bool:
+    if task.family != earlier.family:
+        return False
+    if task.behaviour == earlier.behaviour:
+        return True
+    same_inputs = repeats_inputs(task.inputs, earlier.inputs)
+    return same_inputs and programs.identity(task.program) == programs.identity(earlier.program)
+
+
+def repeats_inputs(inputs: Sequence[str], earlier: Sequence[str]) -> bool:
+    """Return whether more than half of several inputs of a program were among those of an earlier task.
+
+    >>> repeats_inputs(["1", "2", "3", "5"], ["1", "2", "3", "4"]), repeats_inputs(["1", "2", "5", "6"], ["1", "2"])
+    (True, False)
+    """
+    return len(inputs) > 1 and 2 * len(set(inputs) & set(earlier)) > len(inputs)
+
+
+def _tells_pairs(task: Task) -> bool:
+    """Return whether the message holds two of the pairs that judge, or the only one."""
+    half = len(task.inputs) // 2
+    if not half or not task.message:
+        return False
+    said, told = _plain(task.message).replace('"', "'"), 0
+    for pair in zip(task.inputs[half:], task.outputs[half:], strict=True):
+        rest = said
+        for text in pair:  # each occurrence counts once, or a number alone would tell what maps it to itself
+            rest, found = _written(text).subn(" ", rest, count=1)
+            if not found:
+                break
+        else:
+            said, told = rest, told + 1
+    return told >= min(2, len(task.inputs) - half)
+
+
+def _written(value: str) -> re.Pattern[str]:
+    """Return a pattern for a value in running text: blanks do not matter, ``3`` is not in ``13`` or ``3.5``."""
+    text = _squeezed(value).replace('"', "'")
+    bare = text.strip("'")
+    text = bare if len(bare) > 2 else text  # longer texts need no quotes to be told
+    before = r"(?<!\w)(?<!\d\.)" if text[:1].isalnum() else ""
+    after = r"(?!\w)(?!\.\d)" if text[-1:].isalnum() else ""
+    return re.compile(before + r"\s*".join(map(re.escape, text)) + after)
+
+
 def _leak(message: str, program: str) -> str:
     """Return how a message gives the program away, or nothing."""
     if sign := _CODE.search(message):
@@ -329,9 +384,23 @@ def _statements(program: str) -> list[str]:
     return texts
 
 
+# Signs and letters that look like those of programs: dots and crosses for *, minus and dashes, Cyrillic and Greek.
+_LOOK_ALIKES = str.maketrans(
+    "\u00b7\u00d7\u22c5\u2217\u2219\u2022\u00f7\u2215\u2212\u2013"
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u03bf\u03c7",
+    "******//--aeopcyxiox",
+)
+
+
+def _plain(text: str) -> str:
+    """Write letters and signs in their plain form, and leave out what cannot be seen."""
+    text = unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKES)
+    return "".join(c for c in text if c.isprintable() or c.isspace())
+
+
 def _squeezed(text: str) -> str:
-    """Leave out blanks and what cannot be seen, and write letters in their plain form."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if c.isprintable() and not c.isspace())
+    """Write a text in its plain form without blanks."""
+    return "".join(_plain(text).split())
 
 
 def _says_something(words: str) -> bool:

@@ -21,7 +21,7 @@ from selfplay_gym import programs, rewards
 from selfplay_gym.archive import Archive, StoredTask
 from selfplay_gym.errors import ExecutorError, InvalidConfig, InvalidData
 from selfplay_gym.frame import answer_of
-from selfplay_gym.gate import Candidate, Gate, Outcome
+from selfplay_gym.gate import Candidate, Gate, Outcome, repeats_inputs
 from selfplay_gym.protocols import Executor, ProposingFamily, TaskFamily
 from selfplay_gym.registry import unknown
 from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Proposal, Rejected, Status, Task, Verdict
@@ -84,7 +84,15 @@ class Referee:
         self.gate, self.pay = gate or Gate(executor), pay or RewardConfig()
         self.proposing = {n: f for n, f in self.families.items() if isinstance(f, ProposingFamily)}
         self._seed()
-        self.shapes = Counter(programs.shape(stored.task.program) for stored in archive.tasks(evicted=True))
+        self.shapes: Counter[str] = Counter()
+        self._inputs: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+        for stored in archive.tasks(evicted=True):
+            self._remember(stored.task)
+
+    def _remember(self, task: Task) -> None:
+        self.shapes[programs.shape(task.program)] += 1
+        if len(task.inputs) > 1:
+            self._inputs.setdefault((task.family, programs.identity(task.program)), []).append(task.inputs)
 
     def _seed(self) -> None:
         """Put the families' seed tasks into an empty archive, through the gate like any other task."""
@@ -139,7 +147,10 @@ class Referee:
         return Candidate(request.family, proposal, self._is_known)
 
     def _is_known(self, task: Task) -> bool:
-        return self.archive.has_behaviour(task.behaviour, task.family)
+        if self.archive.has_behaviour(task.behaviour, task.family):
+            return True
+        earlier = self._inputs.get((task.family, programs.identity(task.program)), [])
+        return any(repeats_inputs(task.inputs, inputs) for inputs in earlier)
 
     # -- solve -----------------------------------------------------------------------------------------------------
 
@@ -184,7 +195,7 @@ class Referee:
         for request, outcome, text in zip(requests, outcomes, texts, strict=True):
             ids.append(None)
             if isinstance(outcome, Task):
-                self.shapes[programs.shape(outcome.program)] += 1
+                self._remember(outcome)
                 ids[-1] = self.archive.add_task(outcome, step, [stored.id for stored in request.references])
             elif isinstance(outcome, Rejected):
                 self.archive.record_rejection(step, request.family, outcome.check, outcome.detail, text)

@@ -248,6 +248,9 @@ def f(x, limit=3):
         "x\u200b *\u200b 2 +\u200b 1",
         "x\uff0a2\uff0b1",
         "x\u00a0*\u20032 + 1",
+        "x \u00b7 2 + 1",
+        "x \u00d7 2 + 1",
+        "\u0445 * 2 + 1",
     ],
 )
 def test_a_message_that_gives_the_program_away_is_refused(judge: Judge, message: str) -> None:
@@ -261,6 +264,26 @@ def test_a_message_that_gives_the_program_away_is_refused(judge: Judge, message:
 )
 def test_a_message_in_plain_words_is_not(judge: Judge, message: str) -> None:
     assert isinstance(judge(LONG, *PAIRS, message=message, family="induction"), Task)
+
+
+@pytest.mark.parametrize(
+    ("program", "inputs", "message", "check"),
+    [
+        (DOUBLE, ("1", "2", "30", "40"), "30 gives 60 and 40 gives 80", "message"),
+        (DOUBLE, ("1", "2", "30", "40"), "30,40 -> 60,80", "message"),
+        (DOUBLE, ("[1]", "[2]", "[3]", "[4]"), "[ 3 ] is [3,3], [4] is [4,4]", "message"),
+        (DOUBLE, ("'a'", "'b'", "'abc'", "'hey'"), "abc gives abcabc, \"hey\" gives 'heyhey'", "message"),
+        (DOUBLE, ("7", "8"), "8 gives 16", "message"),
+        (DOUBLE, ("1", "2", "30", "40"), "30 gives 60, and 40?", "admitted"),
+        (DOUBLE, ("1", "2", "3", "4"), "1 gives 2 and 2 gives 4", "admitted"),
+        (DOUBLE, ("1", "2", "3", "4"), "What of 13, 26, 48.5 and 4.3?", "admitted"),
+        ("def f(x):\n    return abs(x)", ("-1", "2", "3", "4"), "Is it 3 or 4?", "admitted"),
+    ],
+)
+def test_a_message_that_tells_the_pairs_that_judge_is_refused(
+    judge: Judge, program: str, inputs: tuple[str, ...], message: str, check: str
+) -> None:
+    assert refused_by(judge(program, *inputs, message=message, family="induction")) == check
 
 
 def test_statements_are_cut_out_at_the_right_places() -> None:
@@ -373,10 +396,13 @@ def test_what_is_known_is_not_new(sandbox: Executor) -> None:
         (("1", "2", "3", "4"), "other words", "new"),
         (("4", "3", "2", "1"), "", "new"),
         (("1", "2", "3", "x=4"), "", "new"),
-        (("1", "2", "3", "5"), "", "admitted"),
+        (("1", "2", "3", "5"), "", "new"),
+        (("5", "1", "2", "x=3"), "", "new"),
+        (("1", "2", "5", "6"), "", "admitted"),
+        (("1.0", "2.0", "3.0", "4.0"), "", "admitted"),
     ],
 )
-def test_an_induction_task_is_its_program_and_inputs(
+def test_an_induction_task_needs_a_new_program_or_half_of_its_inputs_new(
     sandbox: Executor, inputs: tuple[str, ...], message: str, found: str
 ) -> None:
     first = candidate(DOUBLE, "1", "2", "3", "4", family="induction")
@@ -464,6 +490,11 @@ def test_new_and_held_out_can_be_switched_off(sandbox: Executor) -> None:
 def test_no_other_check_can(check: str) -> None:
     with pytest.raises(InvalidConfig, match=check):
         GateConfig(disabled=frozenset({check}))
+
+
+def test_an_unknown_check_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(InvalidConfig, match="no check 'massage'; did you mean 'message'"):
+        GateConfig(disabled=frozenset({"massage"}))
 
 
 @pytest.mark.parametrize("field", ["program_characters", "input_characters", "message_characters"])

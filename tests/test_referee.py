@@ -140,10 +140,26 @@ def test_an_induction_repeat_is_known_whatever_its_message_and_order(referee: Re
     outcomes = referee.judge_proposals(asked, texts)
     assert isinstance(outcomes[0], Task)
     referee.store(1, asked, outcomes, texts)
-    for again in (texts[0], pairs("5", "2", "3", "1"), pairs("1", "2", "3", "5", message="Which rule?")):
+    for again in (
+        texts[0],
+        pairs("5", "2", "3", "1"),
+        pairs("1", "2", "3", "5", message="Which rule?"),
+        pairs("1", "2", "3", "9"),
+    ):
         outcome = referee.judge_proposals(asked, [again])[0]
         assert isinstance(outcome, Rejected)
         assert outcome.check == "new"
+
+
+def test_a_known_program_is_known_again_until_half_of_the_inputs_are_new(sandbox: Executor, archive: Archive) -> None:
+    referee = Referee(families(), sandbox, archive)
+    asked, texts = [request_for(referee, "induction")], [pairs("11", "12", "13", "14")]
+    referee.store(1, asked, referee.judge_proposals(asked, texts), texts)
+    for again in (referee, Referee(families(), sandbox, archive)):
+        outcomes = again.judge_proposals(
+            asked * 2, [pairs("11", "12", "13", "15"), pairs("11", "12", "15", "16")], apart=True
+        )
+        assert [type(outcome) for outcome in outcomes] == [Rejected, Task]
 
 
 def test_apart_means_as_if_each_came_alone(referee: Referee) -> None:
