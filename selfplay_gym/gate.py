@@ -35,7 +35,7 @@ CHECKS = {
     "value": "it returns a value of exact builtin types, under the size cap",
     "deterministic": "two runs in one process and one in another with a different hash seed agree",
     "depends_on_input": "some other input gives another value, and so do the inputs that judge",
-    "new": "no stored task of the family does the same on the probes; of several inputs, half are new to the program",
+    "new": "no task of the family does the same on the probes, or with several inputs is its program on most of them",
     "held_out": "the program is not in a held-out set",
 }
 """Every check by name, in order, with what it demands."""
