@@ -1,5 +1,6 @@
 """What the sandbox promises to callers. What programs try against it is in `test_sandbox_attacks.py`."""
 
+import contextlib
 import json
 import os
 import signal
@@ -314,6 +315,64 @@ def test_a_server_killed_in_mid_batch_loses_and_doubles_nothing(executor):
     answers = executor.run(jobs)
     killer.join()
     assert [[e.value for e in answer] for answer in answers] == [[str(n), str(-n)] for n in range(12)]
+
+
+def kill_children(executor) -> int:
+    """Send SIGKILL to the newest process of every server, which runs a job if any does; return how many were hit."""
+    hit = 0
+    for leader in sessions(executor):
+        # A session holds the keeper, the server, the compiler and the child, started in this order.
+        processes = sorted(processes_of(leader))
+        if len(processes) > 3:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(processes[-1], signal.SIGKILL)
+                hit += 1
+    return hit
+
+
+def test_a_child_killed_in_mid_batch_is_run_again_and_nothing_else_is_touched(executor):
+    slow = "def f(x):\n    for i in range(3 * 10 ** 6): pass\n    return x"
+    jobs = [job(slow, str(n), str(-n), limits=Limits(10, 30)) for n in range(8)]
+    servers = set(sessions(executor))
+    hits = []
+
+    def kill_once():
+        deadline = time.monotonic() + 5
+        while not hits and time.monotonic() < deadline:
+            time.sleep(0.05)
+            hits.extend([1] * kill_children(executor))
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    answers = executor.run(jobs)
+    killer.join()
+    assert hits
+    assert [[e.value for e in answer] for answer in answers] == [[str(n), str(-n)] for n in range(8)]
+    assert set(sessions(executor)) == servers
+
+
+def test_children_killed_again_and_again_cost_verdicts_but_turn_none_into_a_zero(executor):
+    slow = "def f(x):\n    for i in range(3 * 10 ** 6): pass\n    return x"
+    jobs = [job(slow, str(n), limits=Limits(10, 30)) for n in range(8)]
+    stop, hits = threading.Event(), []
+
+    def keep_killing():
+        while not stop.is_set() and len(hits) < 6:
+            hits.extend([1] * kill_children(executor))
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=keep_killing)
+    killer.start()
+    try:
+        answers = executor.run(jobs)
+    finally:
+        stop.set()
+        killer.join()
+    assert hits
+    assert len(answers) == len(jobs)
+    for n, (answer,) in enumerate(answers):
+        expected = (Status.OK, str(n)) if answer.status is Status.OK else (Status.NO_VERDICT, None)
+        assert (answer.status, answer.value) == expected
 
 
 def test_a_job_whose_server_dies_every_time_gets_no_verdict(executor):
