@@ -7,16 +7,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.errors import RunFolderError, SelfPlayError
 from selfplay_gym.training import distributed, launch
-from selfplay_gym.training.config import RunConfig
+from selfplay_gym.training.config import RunConfig, dump
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import RunFolder
 from selfplay_gym.training.generation import Request, Sample
@@ -124,6 +127,44 @@ def test_an_error_of_the_first_process_is_its_own(tmp_path: Path, monkeypatch: p
             raise error
         assert caught.value is error
     assert descendants(os.getpid()) <= before
+
+
+def test_a_run_keeps_its_number_of_processes_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfplay_gym.training import run
+
+    used = []
+
+    @contextmanager
+    def no_followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]:
+        used.append(config.processes)
+        yield {}
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(run, "check", lambda config: None)
+    monkeypatch.setattr(run, "run_rank", lambda *arguments, **named: 0)
+    monkeypatch.setattr(launch, "_followers", no_followers)
+    monkeypatch.setattr(launch, "_default_processes", lambda: 3)
+    folder = RunFolder(tmp_path / "run")
+    console = Console(quiet=True)
+    launch.launch(RunConfig(), folder, resume=False, console=console)
+    assert folder.stored_config().processes == 3
+    monkeypatch.setattr(launch, "_default_processes", lambda: 5)
+    launch.train("nano", ["save_steps=7"], folder.path, resume=True, console=console)
+    launch.launch(RunConfig(), folder, resume=True, console=console)
+    assert folder.stored_config().processes == 3
+    with pytest.raises(RunFolderError, match="its processes is 3, not 2"):
+        launch.train("nano", ["processes=2"], folder.path, resume=True, console=console)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RunFolderError, match="its processes is 3, not 4"):
+        launch.train("nano", [], folder.path, resume=True, console=console)
+    monkeypatch.delenv("WORLD_SIZE")
+    (folder.path / "config.yaml").write_text(dump(RunConfig()))  # as earlier versions wrote it
+    launch.train("nano", [], folder.path, resume=True, console=console)
+    assert folder.stored_config().processes == 5
+    assert used == [3, 3, 3, 5]
 
 
 # -- two processes that exchange things --------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
         folder.path.mkdir(parents=True, exist_ok=True)
         return run_rank(config, folder, resume=resume, console=Console(quiet=True))
     check(config)
+    config = config.model_copy(update={"processes": _processes(config, folder, resume=resume)})
     if not resume and not (folder.path / LOCK).exists():
         folder.refuse_if_taken()  # before a lock is left in somebody's folder
     with RunLock(folder.path):
@@ -94,7 +95,7 @@ def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]
     if "WORLD_SIZE" in os.environ:
         yield {}
         return
-    world = config.processes or _default_processes()
+    world = config.processes or 1
     if world == 1:
         yield {}
         return
@@ -162,6 +163,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _processes(config: RunConfig, folder: RunFolder, *, resume: bool) -> int:
+    """Return in how many processes to run: a run keeps its number wherever it goes on, or it would not be the same."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    stored = folder.stored_config().processes if resume else None
+    return config.processes or stored or _default_processes()
 
 
 def _default_processes() -> int:
