@@ -496,6 +496,9 @@ def test_a_wrong_recipe_is_one_line_and_starts_no_run(run: Run, tmp_path: Path, 
         (["--set", "steps=[1"], "is not a YAML value"),
         (["--set", "stpes=1"], "did you mean 'steps'"),
         (["--set", "steps.x=1"], "'steps' is a value, not a section"),
+        (["--set", "play.max_new_tokens.propose=129"], "add up to 385 tokens, but nano reads 384 at most"),
+        (["--set", "play.prompt_tokens=300", "--output", "out"], "add up to 428 tokens"),
+        (["--set", "play.max_new_tokens.solve=1000001"], "less than or equal to 1000000"),
         (["--resume"], "there is no run under runs/ to resume"),
         (["--resume", "--output", "nowhere"], "nowhere holds no run to resume"),
     ],
@@ -505,6 +508,13 @@ def test_a_wrong_command_to_train_starts_no_run(run: Run, tmp_path: Path, argume
     assert answer.code == 1
     assert said in answer.line
     assert files(tmp_path) == []
+
+
+def test_the_shipped_recipe_fits_its_model() -> None:
+    from selfplay_gym.training.config import load
+    from selfplay_gym.training.run import check
+
+    check(load("nano", []))
 
 
 def test_a_model_that_does_not_load_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:

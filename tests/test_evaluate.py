@@ -261,6 +261,12 @@ def test_a_misspelt_suite_or_style_shows_before_a_model_is_loaded() -> None:
         evaluate("no/such/model", ["nano"], FakeExecutor(), style="fancy")
 
 
+def test_more_new_tokens_than_the_model_reads_are_refused(policy: Policy, tmp_path: Path) -> None:
+    most = policy.model.config.max_position_embeddings
+    with pytest.raises(InvalidConfig, match=f"completion of {most} new tokens does not fit the model"):
+        evaluate(policy, ["nano-easy"], FakeExecutor(), sampling=Sampling(max_new_tokens=most), limit=1)
+
+
 def test_the_style_follows_the_tokenizer(policy: Policy) -> None:
     class Other:
         chat_template: str | None = None

@@ -100,6 +100,9 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     play(tmp_path / "longer", config(2))
     assert play(tmp_path / "longer", config(4), resume=True)[0] == 0
     assert_same_run(tmp_path / "longer", tmp_path / "straight")
+    clocks = [json.loads(line)["seconds/step"] for line in (tmp_path / "longer/metrics.jsonl").read_text().splitlines()]
+    seconds = json.loads((tmp_path / "longer" / "result.json").read_text())["seconds"]
+    assert sum(clocks) - 0.1 <= seconds < sum(clocks) + 1  # those of both sessions
 
 
 @pytest.mark.usefixtures("one_process")

@@ -25,8 +25,8 @@ class _Section(BaseModel):
 class Lengths(_Section):
     """Longest completion of each role, in tokens."""
 
-    propose: int = Field(128, ge=1)
-    solve: int = Field(96, ge=1)
+    propose: int = Field(128, ge=1, le=1_000_000)
+    solve: int = Field(96, ge=1, le=1_000_000)
 
 
 class Play(_Section):
@@ -37,7 +37,7 @@ class Play(_Section):
     attempts: int = Field(8, ge=2, description="attempts at each task; those at a new task measure its solve rate")
     max_new_tokens: Lengths = Lengths()
     temperature: float = Field(1.0, gt=0, le=10)
-    prompt_tokens: int = Field(256, ge=16, description="longer prompts are not played")
+    prompt_tokens: int = Field(256, ge=16, le=1_000_000, description="longer prompts are not played")
 
 
 class Reward(_Section):

@@ -93,6 +93,11 @@ def evaluate(
     # Before the model is loaded, so that a misspelt suite or a missing file shows at once.
     suites.load(names, Source(executor, data_dir, style or "azr"))
     policy = model if isinstance(model, Policy) else Policy.load(model)
+    most, tokens = positions(policy.model.config), sampling.max_new_tokens
+    if most is not None and tokens is not None and tokens >= most:
+        raise InvalidConfig(
+            f"a completion of {tokens} new tokens does not fit the model, which reads {most} tokens, prompt included"
+        )
     style = style or style_of(policy.tokenizer)
     asked = [suite.first(limit) for suite in suites.load(names, Source(executor, data_dir, style))]
     if keep is not None:
@@ -101,6 +106,12 @@ def evaluate(
     versions = grading.versions_of("selfplay-gym", "numpy", "torch", "transformers")
     name = policy.model.name_or_path if isinstance(model, Policy) else str(model)
     return Report(tuple(results), name, seed=sampling.seed, tier=str(executor.tier), versions=versions)
+
+
+def positions(config: Any) -> int | None:
+    """Return how many tokens, prompt and completion together, a model of this configuration can read."""
+    most = getattr(config, "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
 
 
 def evaluate_named(model: str, names: Sequence[str], executor: Executor, **how: Any) -> Report:

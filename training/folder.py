@@ -1,6 +1,7 @@
 """A run's folder: one run at a time, resumable from the last complete checkpoint, whatever cut it off.
 
-config.yaml  metrics.jsonl  archive.sqlite  checkpoints/  completions/  holdout_before.json  result.json  log.txt
+config.yaml  metrics.jsonl  archive.sqlite  checkpoints/  completions/  holdout_before.json
+clock.json  result.json  log.txt
 """
 
 from __future__ import annotations
@@ -182,6 +183,11 @@ class RunFolder:
         """Add one step's line."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def seconds_played(self) -> float:
+        """Return how long the steps took, over all sessions."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        return sum(float(json.loads(line).get("seconds/step", 0.0)) for line in lines)
 
     def write_completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the completions of a step for people to read."""

@@ -20,6 +20,7 @@ from typing import Any, Self
 import transformers
 from rich.console import Console
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from selfplay_gym.archive import Archive
@@ -32,7 +33,7 @@ from selfplay_gym.report import write_report
 from selfplay_gym.training import holdout
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
-from selfplay_gym.training.evaluate import NANO_POLICY
+from selfplay_gym.training.evaluate import NANO_POLICY, positions
 from selfplay_gym.training.folder import RunFolder, contents
 from selfplay_gym.training.generation import BACKENDS, Policy, check_source
 from selfplay_gym.training.live import LiveTable
@@ -60,7 +61,8 @@ def check(config: RunConfig) -> None:
 
     Raises:
         UnknownId: No such family, back-end or tracker.
-        InvalidConfig: An impossible setting of a family, a tracker that is not installed, or no model.
+        InvalidConfig: An impossible setting of a family, a tracker that is not installed, no model, or lengths that it
+            cannot read.
     """
     for name, settings in config.families.items():
         make_family(name, style=config.style, **settings)
@@ -72,6 +74,21 @@ def check(config: RunConfig) -> None:
         if name not in get_available_reporting_integrations():
             raise InvalidConfig(f"report_to: the tracker {name!r} is not installed; install it or leave it out")
     check_source(_source(config))
+    _check_positions(config)
+
+
+def _check_positions(config: RunConfig) -> None:
+    """Refuse lengths that the model cannot read, as far as its configuration can be had without its weights."""
+    try:
+        most = positions(AutoConfig.from_pretrained(_source(config), trust_remote_code=False))
+    except Exception:  # whatever is wrong with it is told when the model is loaded
+        return
+    prompt, longest = config.play.prompt_tokens, max(config.play.max_new_tokens.model_dump().values())
+    if most is not None and prompt + longest > most:
+        raise InvalidConfig(
+            f"play.prompt_tokens ({prompt}) and the longest of play.max_new_tokens ({longest}) add up to "
+            f"{prompt + longest} tokens, but {config.model} reads {most} at most: lower one of them"
+        )
 
 
 def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Console) -> int:
@@ -188,7 +205,7 @@ class Leader:
         self.generator, self.console, self.resume = generator, console, resume
         self._stack = ExitStack()
         self._watch = StepWatch(0)
-        self._step_started = self._started = time.monotonic()
+        self._step_started = time.monotonic()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -233,22 +250,29 @@ class Leader:
         with self.generator.leading():
             if self.suites and self.folder.read_json("holdout_before.json") is None:
                 # A resumed run without this file never got beyond it, so the policy is still the starting one.
-                self.folder.write_json("holdout_before.json", self._measure("before"))
+                began = time.monotonic()
+                scores = self._measure("before")
+                self.folder.write_json("clock.json", {"holdout_before": time.monotonic() - began})
+                self.folder.write_json("holdout_before.json", scores)
         self._step_started = time.monotonic()
         self._stack.enter_context(self.live)
 
     def finish(self) -> None:
         """Solve the hold-outs again, write the result and show it."""
         self.live.stop()
+        began = time.monotonic()
         before = self.folder.read_json("holdout_before.json")
+        clock = self.folder.read_json("clock.json") or {}
         with self.generator.leading():
             after = self._measure("after") if self.suites else {}
         rows = holdout.compare(before, after) if self.suites else []
+        # Over all sessions: what was interrupted counts no less than what came after.
+        seconds = clock.get("holdout_before", 0.0) + self.folder.seconds_played() + time.monotonic() - began
         result = {
             "holdout": rows,
             "verdict": holdout.verdict(rows) if rows else "No hold-out was asked for.",
             "steps": self.config.steps,
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": round(seconds, 1),
             "tier": str(self.executor.tier),
             "archive": asdict(self.archive.statistics()),
             "versions": versions(),
