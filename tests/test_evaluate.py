@@ -246,6 +246,41 @@ def test_a_model_is_asked_graded_and_its_completions_score_the_same_again(policy
     assert "absent" not in report.versions.values()
 
 
+def test_what_was_kept_before_is_lost_to_whole_suites_only(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    old.write_text("old")
+    grade, left = grading.grade, [1]
+
+    def ask(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    def judge(*arguments: Any, **named: Any) -> Any:
+        if not left:
+            raise RuntimeError("no sandbox")
+        left.pop()
+        return grade(*arguments, **named)
+
+    def fails(message: str) -> None:
+        for keep in (old, new):
+            with pytest.raises(RuntimeError, match=message):
+                evaluate(policy, ["nano"], FakeExecutor(), sampling=Sampling(max_new_tokens=2), limit=1, keep=keep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "sample", ask)
+        fails("out of memory")
+    assert old.read_text() == "old"
+    assert not new.exists()
+    monkeypatch.setattr(grading, "grade", judge)
+    fails("no sandbox")
+    assert [json.loads(line)["id"].split("/")[0] for line in old.read_text().splitlines()] == [
+        "nano-easy",
+        "nano-harder",
+    ]
+    assert [json.loads(line)["id"].split("/")[0] for line in new.read_text().splitlines()] == ["nano-easy"]
+
+
 def test_progress_is_shown_on_the_console_it_is_given(policy: Policy) -> None:
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, width=100)

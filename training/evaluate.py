@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.progress import Progress as ProgressBar
 from selfplay_gym import grading, suites
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.grading import Progress, Report, SuiteResult
+from selfplay_gym.output import write_whole
 from selfplay_gym.protocols import Executor
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks.prompting import Style, check_style
@@ -100,9 +102,8 @@ def evaluate(
         )
     style = style or style_of(policy.tokenizer)
     asked = [suite.first(limit) for suite in suites.load(names, Source(executor, data_dir, style))]
-    if keep is not None:
-        keep.write_text("", encoding="utf-8")
-    results = [_evaluate_suite(policy, suite, executor, sampling, style, keep, console) for suite in asked]
+    with _keeping(keep) as kept:
+        results = [_evaluate_suite(policy, suite, executor, sampling, style, kept, console) for suite in asked]
     versions = grading.versions_of("selfplay-gym", "numpy", "torch", "transformers")
     name = policy.model.name_or_path if isinstance(model, Policy) else str(model)
     return Report(tuple(results), name, seed=sampling.seed, tier=str(executor.tier), versions=versions)
@@ -133,7 +134,7 @@ def _evaluate_suite(
     executor: Executor,
     sampling: Sampling,
     style: str,
-    keep: Path | None,
+    kept: _Kept | None,
     console: Console | None,
 ) -> SuiteResult:
     tokens = sampling.max_new_tokens or (COMPACT_TOKENS if style == "compact" else LONG_TOKENS)
@@ -148,11 +149,41 @@ def _evaluate_suite(
     with _progress(console, f"{suite.name}: asking", len(prompts) * sampling.samples) as advance:
         sampled = _ask(policy, prompts, sampling, style, advance)
     texts = {problem: [completion.text for completion in found] for problem, found in sampled.items()}
-    if keep is not None:
-        grading.write_completions(keep, suite, texts)
+    if kept is not None:
+        kept.add(suite, texts)
     with _progress(console, f"{suite.name}: judging", None) as advance:
         result = grading.grade(suite, texts, executor, settings, advance, sampling.seed)
     return replace(result, extra={**result.extra, "cut_off": _cut_off(sampled)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Completions on their way to a file, which stays the old one until there is a whole suite to put there."""
+
+    path: Path
+    collected: Path
+
+    def add(self, suite: Suite, texts: grading.Completions) -> None:
+        """Take a suite's completions in; the file then holds all suites so far."""
+        grading.write_completions(self.collected, suite, texts)
+        if self.collected != self.path:
+            write_whole(self.path, self.collected.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _keeping(path: Path | None) -> Iterator[_Kept | None]:
+    """Raise what keeps a file from being written before the model is asked, not hours after."""
+    if path is None:
+        yield None
+    elif path.exists() and not path.is_file():  # a pipe, the terminal
+        yield _Kept(path, path)
+    else:
+        new = not path.exists()
+        path.open("a", encoding="utf-8").close()
+        if new:
+            path.unlink()
+        with TemporaryDirectory() as folder:
+            yield _Kept(path, Path(folder) / "completions.jsonl")
 
 
 def _ask(
