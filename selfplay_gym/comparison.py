@@ -93,11 +93,29 @@ def _compare(name: str, first: Mapping[str, Any], second: Mapping[str, Any], see
 def _suites(path: Path) -> dict[str, Mapping[str, Any]]:
     try:
         results = json.loads(path.read_bytes())["suites"]
-        found = {result["suite"]: result for result in results}
         for result in results:
-            result["data_sha256"], result["protocol"], [(row["id"], row["score"]) for row in result["rows"]]
+            _check(result)
+        found = {result["suite"]: result for result in results}
+        if len(found) != len(results):
+            raise ValueError("a suite is in it twice")
     except OSError as error:
         raise InvalidData(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidData(f"{path} was not written by eval --json: {type(error).__name__} {error}") from None
     return found
+
+
+def _check(result: Mapping[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError for what is no suite's result."""
+    for name in ("suite", "data_sha256", "protocol"):
+        if not isinstance(result[name], str):
+            raise TypeError(f"{name} is no text")
+    rows = result["rows"]
+    if not all(isinstance(row["id"], str) for row in rows):
+        raise TypeError(f"suite {result['suite']!r}: an id is no text")
+    if len({row["id"] for row in rows}) != len(rows):
+        raise ValueError(f"suite {result['suite']!r}: an id is there twice")
+    for row in rows:
+        score = row["score"]
+        if score is not None and not (type(score) in (int, float) and 0 <= score <= 1):
+            raise ValueError(f"suite {result['suite']!r}: the score of {row['id']!r} is neither null nor from 0 to 1")

@@ -1,6 +1,7 @@
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -41,6 +42,41 @@ def test_another_protocol_is_said(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, changes: dict[str, str], message: str) -> None:
     before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [1.0], **changes)
     with pytest.raises(InvalidData, match=message):
+        compare_files(before, after)
+
+
+@pytest.mark.parametrize("score", ["1", True, -0.5, 1.5, float("nan"), float("inf"), [1.0], {}])
+def test_a_score_is_none_or_from_0_to_1(tmp_path: Path, score: Any) -> None:
+    before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [score])
+    with pytest.raises(InvalidData, match=r"b\.json was not written by eval --json.* the score of '0'") as caught:
+        compare_files(before, after)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": 3}, "suite is no text"),
+        ({"suite": ["s"]}, "suite is no text"),
+        ({"data_sha256": None}, "data_sha256 is no text"),
+        ({"protocol": {}}, "protocol is no text"),
+        ({"rows": [{"id": 0, "score": 1.0}]}, "an id is no text"),
+        ({"rows": [{"id": [], "score": 1.0}]}, "an id is no text"),
+        ({"rows": [{"id": "0", "score": 1.0}, {"id": "0", "score": 0.0}]}, "an id is there twice"),
+    ],
+)
+def test_names_are_texts_and_ids_are_there_once(tmp_path: Path, changes: Any, message: str) -> None:
+    before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [1.0], **changes)
+    with pytest.raises(InvalidData, match=rf"b\.json .*{message}"):
+        compare_files(before, after)
+    with pytest.raises(InvalidData, match=rf"b\.json .*{message}"):
+        compare_files(after, before)
+
+
+def test_a_suite_is_there_once(tmp_path: Path) -> None:
+    before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [1.0])
+    after.write_text(json.dumps({"suites": 2 * json.loads(after.read_text())["suites"]}))
+    with pytest.raises(InvalidData, match=r"b\.json .*a suite is in it twice"):
         compare_files(before, after)
 
 
