@@ -58,10 +58,6 @@ class Ranks:
         dist.all_gather_object(items, item)
         return items
 
-    def unshard(self, part: list[T]) -> list[T]:
-        """Return all items in order on every rank, given each rank's part."""
-        return _interleave(self.gather(part))
-
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.world > 1:
