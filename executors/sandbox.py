@@ -18,7 +18,8 @@ What is not covered:
   results. It can forge only its own value, and only a canonical one.
 * Runs of one job share a process. A change to a module made by one run can reach the next run of the same program;
   the determinism check shows it.
-* Clock time on an overloaded host: a program that gets no processor for ``wall_seconds`` times out.
+* Clock time on an overloaded host: a program that gets no processor for ``wall_seconds`` runs again alone, once; then
+  it times out.
 * Tier ``filter_only`` (user namespaces refused) rests on the system-call filter alone. Tier ``process_only`` stops
   accidents, not attacks, and must be asked for.
 """
@@ -61,6 +62,8 @@ _STATUSES: Final = tuple(Status[name] for name in (
 
 _START_SECONDS = 30.0
 _PIPELINE = 2  # jobs a server holds: one running, one waiting, so that it never waits for us
+_IDLE = 0.2  # a run that met the clock on the wall with less of its processor time may be our host's fault
+_MOST_SLEEPERS = 3  # a batch in which that many slept again when alone holds sleepers; the others are believed
 _SLACK_SECONDS = 30.0  # beyond all limits of a job together; then its server counts as hung
 _HASH_SEEDS = {"A": "2801", "B": "4643"}  # fixed, so that a verdict does not depend on the run
 _FULL = " full"  # servers that preloaded all that programs may import; the others fork for half the price
@@ -396,6 +399,7 @@ class _Ticket:
         self.runs = runs
         self.stop = stop
         self.tries = 0
+        self.alone = False  # whether it runs for the second time, with nothing beside it
         self.first: list[Execution] = []  # of a determinism check: what server A answered
         self.deadline = float("inf")
 
@@ -423,6 +427,8 @@ class _Batch:
         self._executor = executor
         self._answers: list[tuple[Execution, ...] | None] = [None] * len(jobs)
         self._waiting: dict[str, deque[_Ticket]] = {kind: deque() for kind in _KINDS}
+        self._alone: deque[tuple[_Ticket, list[Execution]]] = deque()  # for when nothing else runs
+        self._sleepers = 0
         self._open = 0
         for index, job in enumerate(jobs):
             self._admit(index, job)
@@ -446,7 +452,7 @@ class _Batch:
         """Return the answers, one a job."""
         while self._open:
             servers = self._feed()
-            for server, can_read, can_write in _ready(servers):
+            for server, can_read, can_write in _ready(servers) if servers else ():
                 try:
                     if can_write:
                         server.write()
@@ -463,6 +469,7 @@ class _Batch:
 
     def _feed(self) -> list[_Server]:
         """Give every server work up to its depth, evenly; return those that have some."""
+        self._release()
         busy = []
         for kind, waiting in self._waiting.items():
             servers = self._executor._ensure(kind) if waiting else self._executor._servers[kind]
@@ -472,6 +479,17 @@ class _Batch:
                         server.submit(waiting.popleft())
             busy += [server for server in servers if server.under_way]
         return busy
+
+    def _release(self) -> None:
+        """Let one of those that are to run alone go, if nothing else is left to run."""
+        if any(self._waiting.values()) or any(server.under_way for server in self._executor._all_servers()):
+            return
+        while self._alone and self._sleepers >= _MOST_SLEEPERS:
+            self._take(*self._alone.popleft())  # now taken at its word
+        if self._alone and not any(self._waiting.values()):
+            ticket, _ = self._alone.popleft()
+            ticket.alone = True
+            self._waiting[ticket.kind].append(ticket)
 
     def _bury(self, server: _Server, why: str) -> None:
         """Take back what a dead server held. Only the job it was running may be at fault, so only that one counts."""
@@ -489,6 +507,8 @@ class _Batch:
         if any(execution.status is Status.NO_VERDICT for execution in executions) and not ticket.tries:
             ticket.tries += 1
             self._waiting[ticket.kind].append(ticket)
+        elif self._may_have_starved(ticket, executions):
+            self._alone.append((ticket, executions))
         elif not ticket.kind.endswith(_FULL) and any(e.error_type in _MISSING for e in executions):
             ticket.kind += _FULL
             self._waiting[ticket.kind].append(ticket)
@@ -498,6 +518,13 @@ class _Batch:
             self._check_elsewhere(ticket, _settled_repeats(executions))
         else:
             self._settle(ticket, _settled_seeds(ticket, executions))
+
+    def _may_have_starved(self, ticket: _Ticket, executions: list[Execution]) -> bool:
+        """Return whether to run a job again alone, because it waited for the processor or slept."""
+        idle = _IDLE * ticket.job.limits.cpu_seconds
+        starved = any((e.status, e.error_type) == (Status.TIMEOUT, "wall") and e.cpu_seconds < idle for e in executions)
+        self._sleepers += starved and ticket.alone
+        return starved and not ticket.alone and self._sleepers < _MOST_SLEEPERS
 
     def _check_elsewhere(self, ticket: _Ticket, firsts: list[Execution]) -> None:
         """Queue the same inputs for another process with another hash seed, last input first."""

@@ -395,7 +395,8 @@ class Server:
             return [self._fault("crashed", "protocol")] * len(watch.frames), None
         if fault == "":
             return watch.frames, self._fault_of_exit(status, over_budget)
-        return watch.frames, self._fault(*fault.split(":", 1))
+        name, kind = fault.split(":", 1)
+        return watch.frames, self._fault(name, kind, cpu_seconds=watch.used if kind == "wall" else 0.0)
 
     def _fault_of_exit(self, status: int, over_budget: bool) -> bytes:
         if os.WIFEXITED(status):
@@ -411,10 +412,10 @@ class Server:
             return self._fault("no_verdict", "killed", "the process was killed from outside")
         return self._fault("crashed", name)
 
-    def _fault(self, status: str, name: str, message: str = "") -> bytes:
+    def _fault(self, status: str, name: str, message: str = "", cpu_seconds: float = 0.0) -> bytes:
         code: int = getattr(self._runner, status.upper())
         payload = f"{name}\0{message}".encode()
-        return bytes(self._runner.FRAME.pack(len(payload), code, 0, 0)) + payload
+        return bytes(self._runner.FRAME.pack(len(payload), code, 0, int(cpu_seconds * 1e6))) + payload
 
     def _fork(self, act: Callable[[], None], write_end: int, memory_bytes: int) -> int:
         """Fork; the child has the pipe on `seccomp.RESULT_FD`, no other descriptor, and ends after ``act``.
@@ -540,6 +541,7 @@ class _Watch:
         self._buffer = b""
         self.frames: list[bytes] = []
         self.complete = False
+        self.used = 0.0  # processor time of the run that met the clock on the wall
 
     def wait(self) -> None:
         """Wait a little for the first frame; `follow` does what there is to do then, also if the child has ended."""
@@ -560,6 +562,7 @@ class _Watch:
             if not self.complete:  # looked at even while bytes arrive: they may be meant to keep us here
                 cpu_left, wall_left = self.cpu_left(), self._wall_left()
                 if cpu_left <= 0 or wall_left <= 0:
+                    self.used = max(0.0, self._cpu() - self._cpu_mark)
                     return "timeout:cpu" if cpu_left <= 0 else "timeout:wall"
                 patience = min(cpu_left, wall_left)
         return ""

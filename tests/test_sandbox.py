@@ -211,6 +211,37 @@ def test_a_sleeper_meets_the_clock_on_the_wall(executor):
     assert time.monotonic() - began < 5
 
 
+def test_a_run_that_got_no_processor_runs_again_alone(executor):
+    program = "def f(x):\n    for i in range(10 ** 7): pass\n    return x"
+    jobs = [job(program, "7", limits=Limits(5, 5)), job(DOUBLE, "4")]
+    stopped = []
+
+    def stop_one():
+        time.sleep(0.15)  # the short job is done
+        deadline = time.monotonic() + 4
+        while not stopped and time.monotonic() < deadline:
+            for leader in sessions(executor):
+                processes = sorted(processes_of(leader))
+                if len(processes) > 3 and not stopped:
+                    os.kill(processes[-1], signal.SIGSTOP)
+                    stopped.append(processes[-1])
+
+    stopper = threading.Thread(target=stop_one)
+    stopper.start()
+    answers = executor.run(jobs)
+    stopper.join()
+    assert stopped
+    assert [[(e.status, e.value) for e in answer] for answer in answers] == [[(Status.OK, "7")], [(Status.OK, "8")]]
+
+
+def test_many_sleepers_do_not_all_run_again(executor):
+    sleeper = "import time\ndef f(x): time.sleep(x)"
+    began = time.monotonic()
+    answers = executor.run([job(sleeper, "30", limits=Limits(0.1, 0.3)) for _ in range(24)])
+    assert {(e.status, e.error_type) for (e,) in answers} == {(Status.TIMEOUT, "wall")}
+    assert time.monotonic() - began < 11
+
+
 def test_a_timeout_costs_its_budget_and_little_more(executor):
     # Clock time would measure the neighbours.
     limits = Limits(cpu_seconds=0.2, wall_seconds=20)
