@@ -227,7 +227,7 @@ def test_a_killed_server_of_the_sandbox_loses_nothing(recipe: Path, straight: Pa
 
 
 @pytest.mark.slow
-def test_a_sandbox_killed_as_a_whole_costs_verdicts_at_most(recipe: Path, tmp_path: Path) -> None:
+def test_a_sandbox_killed_as_a_whole_costs_verdicts_at_most(recipe: Path, straight: Path, tmp_path: Path) -> None:
     with started("train", recipe, "--output", tmp_path) as process:
         for step in range(1, STEPS - 1):
             wait_for(lambda step=step: steps_done(tmp_path) >= step, process)  # type: ignore[misc]
@@ -240,6 +240,13 @@ def test_a_sandbox_killed_as_a_whole_costs_verdicts_at_most(recipe: Path, tmp_pa
         refused = sum(count for name, count in line.items() if name.startswith("rejected/"))
         # Each of the six proposals is refused by a check, became a task, or has no verdict: none is just gone.
         assert 6 - refused - line["tasks/new"] <= line["no_verdict"]
+    # Up to the first step without a verdict, that one included, the policy is that of the run that was left alone, and
+    # so are its proposals: a check refuses none that it did not refuse there.
+    for line, unbroken in zip(metrics(tmp_path), metrics(straight), strict=True):
+        for name, count in line.items():
+            assert not name.startswith("rejected/") or count <= unbroken.get(name, 0), (line["step"], name)
+        if line["no_verdict"]:
+            break
 
 
 @pytest.mark.slow
