@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from selfplay_gym import literals
+from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.frame import blocks
 from selfplay_gym.tasks import prompting
 from selfplay_gym.types import Proposal, Task, Triplet
@@ -22,18 +24,24 @@ class TripletProposals:
     Args:
         style: Prompt style: ``azr``, ``chat`` or ``compact``.
         references: Stored tasks shown to the proposer (6 in Absolute Zero).
+        seed_input: Input of the identity triplet that an empty archive starts from, a literal. A policy must be able
+            to read it: the proposer sees nothing else at first.
     """
 
     name: str
 
-    def __init__(self, style: prompting.Style = "azr", references: int = 6) -> None:
+    def __init__(self, style: prompting.Style = "azr", references: int = 6, seed_input: str = IDENTITY.input) -> None:
         prompting.check_style(style)
         prompting.check_count("references", references, 0)
         self.style, self.references = style, references
+        try:
+            self.seed_input = literals.canonical(str(seed_input))
+        except literals.NotALiteral as error:
+            raise InvalidConfig(f"seed_input must be a literal, got {seed_input!r}: {error}") from None
 
     def seeds(self) -> Sequence[Task]:
         """Return the identity triplet."""
-        return [Task(self.name, IDENTITY.program, (IDENTITY.input,), (IDENTITY.output,))]
+        return [Task(self.name, IDENTITY.program, (self.seed_input,), (self.seed_input,))]
 
     def proposal_prompt(self, references: Sequence[Task], rng: random.Random) -> str:
         """Ask for a program and an input, unlike those of the references."""
