@@ -305,7 +305,7 @@ def pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float,
 def build_optimizers(model: Qwen3ForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     """Return Muon for the layers' matrices and AdamW for the rest (Jordan et al. 2024, "Muon").
 
-    Measured on this model at equal CPU time (110 s): loss 0.75 against 0.89 with AdamW alone.
+    Measured on a first, six-layer version at equal CPU time (110 s): loss 0.75 against 0.89 with AdamW alone.
     """
     names = {name: p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name}
     rest = [p for name, p in model.named_parameters() if name not in names]
