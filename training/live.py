@@ -67,7 +67,7 @@ class LiveTable:
             self._each(record, "propose/{}/admitted"),
             f"{top} {rejected[top]:.0f}" if rejected else top,
             f"{record['tasks/new']:.0f}+{record['tasks/replayed']:.0f}",
-            f"{record['tasks/body_lines']:.1f}",
+            f"{record['tasks/body_lines']:.1f}" if "tasks/body_lines" in record else "-",
             f"{record['archive/tasks']:.0f}",
             f"{record['no_verdict']:.0f}",
             f"{record['tokens/sampled'] / seconds:.0f}",

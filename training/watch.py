@@ -66,7 +66,8 @@ class StepWatch:
         self.metrics.update({f"rejected/{check}": count for check, count in sorted(rejected.items())})
         admitted = [outcome for outcome in outcomes if isinstance(outcome, Task)]
         lines = [len(task.program.strip().splitlines()) - 2 for task in admitted]
-        self.metrics["tasks/body_lines"] = sum(lines) / len(lines) if lines else 0.0
+        if lines:  # no task has no length, not length 0
+            self.metrics["tasks/body_lines"] = sum(lines) / len(lines)
 
 
 def _share(flags: Sequence[bool]) -> float:
