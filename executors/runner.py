@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import NamedTuple
 
 from selfplay_gym.executors.compiler import PROGRAM_NAME
@@ -31,11 +31,12 @@ MESSAGE_CHARACTERS = 200
 STDOUT_CHARACTERS = 2**20
 
 _RECURSION_LIMIT = 1000
+_CALL_DEPTH = 24  # of what runs a program; more than any caller has
 _ITIMER_PROF, _SIGPROF, _SIG_SETMASK = _signal.ITIMER_PROF, _signal.SIGPROF, _signal.SIG_SETMASK
 _setitimer, _set_handler, _set_mask = _signal.setitimer, _signal.signal, _signal.pthread_sigmask
-_write, _loads = os.write, marshal.loads
+_write, _read, _loads = os.write, os.read, marshal.loads
 _thread_time = time.thread_time  # with a timer armed, the clock of the whole process moves at ticks only
-_exc_info, _set_recursion_limit = sys.exc_info, sys.setrecursionlimit
+_exc_info, _set_recursion_limit, _get_frame = sys.exc_info, sys.setrecursionlimit, sys._getframe
 _set_trace, _set_profile = sys.settrace, sys.setprofile
 _pack = FRAME.pack
 _name_of_type: Callable[[type], str] = type.__dict__["__name__"].__get__
@@ -105,12 +106,53 @@ def _on_timer(number: int, frame: object) -> None:
         raise _Expired
 
 
+_RESERVE_BYTES, _RESERVE_BLOCK, _RESERVE_KEPT = 3 * 2**20, 400, 500
+_reserve: list[bytes] = []
+_kept = False  # whether this process is put back after each job; its filter then lets nobody change signals
+
+
+def get_ready() -> None:
+    """Have memory at hand that programs can use without asking the kernel, in a child that is to be put back."""
+    global _kept
+    _kept = True
+    blocks = [bytes(_RESERVE_BLOCK) for _ in range(_RESERVE_BYTES // _RESERVE_BLOCK)]
+    _reserve.extend(blocks[::_RESERVE_KEPT])  # enough to hold on to the pools of the interpreter
+
+
+def serve(jobs: int, pipe: int) -> None:
+    """Read a job and write its frames; then wait to be put back to before the reading."""
+    job = Job(*_loads(_read(jobs, 65536)))
+    write_frames(job, 0, pipe)
+    _read(jobs, 1)
+
+
 Supply = Callable[[], Arguments]
 
 
 def write_frames(job: Job, start: int, pipe: int) -> None:
-    """Write the frames of `frames` to ``pipe``, each as soon as its run ended."""
-    for frame in frames(job, start):
+    """Write the frames of `frames` to ``pipe``, each as soon as its run ended.
+
+    From one depth of calls, whoever calls: a program can count how many more it may make.
+    """
+    _at_depth(_CALL_DEPTH, lambda: _write_all(frames(job, start), pipe))
+
+
+def _at_depth(depth: int, act: Callable[[], None]) -> None:
+    frame: FrameType | None = _get_frame()
+    while frame is not None:
+        frame, depth = frame.f_back, depth - 1
+    _called_through(depth, act)
+
+
+def _called_through(calls: int, act: Callable[[], None]) -> None:
+    if calls > 0:
+        _called_through(calls - 1, act)
+    else:
+        act()
+
+
+def _write_all(written: Iterator[bytes], pipe: int) -> None:
+    for frame in written:
         view = memoryview(frame)
         while view:
             view = view[_write(pipe, view) :]
@@ -161,8 +203,9 @@ def reset() -> None:
     _set_recursion_limit(_RECURSION_LIMIT)
     _set_trace(None)
     _set_profile(None)
-    _set_handler(_SIGPROF, _on_timer)
-    _set_mask(_SIG_SETMASK, ())
+    if not _kept:
+        _set_handler(_SIGPROF, _on_timer)
+        _set_mask(_SIG_SETMASK, ())
 
 
 class _Program:

@@ -49,9 +49,9 @@ from typing import Final, Self
 import selfplay_gym
 from selfplay_gym import literals
 from selfplay_gym.errors import ExecutorError
+from selfplay_gym.executors.modules import LIGHT
 from selfplay_gym.executors.policy import Refusal, refusal
 from selfplay_gym.executors.runner import FRAME
-from selfplay_gym.executors.server import LIGHT
 from selfplay_gym.types import Execution, Job, Status, Tier
 
 _FRAME = FRAME
@@ -100,6 +100,8 @@ class SandboxExecutor:
     Args:
         workers: One a usable core unless told.
         tier: Insist on this isolation; otherwise the strongest that the host allows.
+        keep_children: Put a child back as it was after each job and use it again, where the kernel can; False forks
+            one for every job. No verdict depends on it.
         allow_process_only: Accept a host that refuses the system-call filter. Programs can then do to this machine
             what any program of this user can.
 
@@ -107,12 +109,19 @@ class SandboxExecutor:
         ExecutorError: No accepted tier can be had here; the message names every wall that failed.
     """
 
-    def __init__(self, workers: int | None = None, tier: Tier | None = None, allow_process_only: bool = False) -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        tier: Tier | None = None,
+        allow_process_only: bool = False,
+        keep_children: bool = True,
+    ) -> None:
         if workers is not None and workers < 1:
             raise ExecutorError(f"workers must be at least 1, got {workers}")
         if not sys.platform.startswith("linux"):
             raise ExecutorError(f"the sandbox needs Linux, this is {sys.platform}")
         self.workers = workers or len(os.sched_getaffinity(0))
+        self._keep_children = keep_children
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._servers: dict[str, list[_Server]] = {kind: [] for kind in _KINDS}
@@ -193,7 +202,7 @@ class SandboxExecutor:
     def _start_first(self, tiers: Sequence[Tier]) -> Tier:
         for tier in tiers:
             try:
-                self._servers["A"].append(_Server("A", tier).wait_ready())
+                self._servers["A"].append(_Server("A", tier, self._keep_children).wait_ready())
             except ExecutorError as error:
                 self._refusals.append(f"{tier}: {error}")
             else:
@@ -206,7 +215,7 @@ class SandboxExecutor:
         servers[:] = [server for server in servers if server.alive]
         missing = self.workers - len(servers)
         if missing > 0:
-            started = [_Server(kind, self._tier) for _ in range(missing)]
+            started = [_Server(kind, self._tier, self._keep_children) for _ in range(missing)]
             for server in started:
                 with contextlib.suppress(ExecutorError):
                     servers.append(server.wait_ready())
@@ -238,7 +247,7 @@ def _end_all(servers: dict[str, list[_Server]], owner: int) -> None:
 class _Server:
     """One server process as this side sees it: what was sent to it and what came back."""
 
-    def __init__(self, kind: str, tier: Tier) -> None:
+    def __init__(self, kind: str, tier: Tier, keep_children: bool) -> None:
         self.kind = kind
         self.walls: dict[str, bool] = {}
         self.under_way: deque[_Ticket] = deque()
@@ -247,7 +256,7 @@ class _Server:
         ours, theirs = socket.socketpair()
         self.socket = ours
         try:
-            self._keeper = _spawn(theirs, kind, tier)
+            self._keeper = _spawn(theirs, kind, tier, keep_children)
         except OSError as error:
             ours.close()
             raise ExecutorError(f"cannot start {sys.executable}: {error}") from error
@@ -369,11 +378,11 @@ class _Server:
         self._keeper.returncode = 0  # it is not ours to wait for
 
 
-def _spawn(control: socket.socket, kind: str, tier: Tier) -> subprocess.Popen[bytes]:
+def _spawn(control: socket.socket, kind: str, tier: Tier, keep_children: bool) -> subprocess.Popen[bytes]:
     package = Path(selfplay_gym.__file__).parent
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     arguments = [str(tier), str(os.getpid()), str(package / "literals.py"), str(package), str(Path(__file__).parent)]
-    arguments.append("full" if kind.endswith(_FULL) else "light")
+    arguments += ["full" if kind.endswith(_FULL) else "light", "kept" if keep_children else "fresh"]
     passed = control.fileno()
     return subprocess.Popen(
         # Not -I or -E: both ignore PYTHONHASHSEED.

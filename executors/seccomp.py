@@ -12,9 +12,11 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from enum import Enum
 from typing import NamedTuple
 
 RESULT_FD = 3
+JOB_FD = 4  # of a child that is kept from job to job
 
 _ALLOW = 0x7FFF0000
 _REFUSE = 0x00050000 | 1  # SECCOMP_RET_ERRNO with EPERM
@@ -24,6 +26,7 @@ _KILL = 0x80000000  # SECCOMP_RET_KILL_PROCESS
 _NUMBER, _ARCH = 0, 4
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _PROT_EXEC, _MAP_ANONYMOUS = 0x4, 0x20
+_ITIMER_PROF = 2
 
 
 class Table(NamedTuple):
@@ -31,11 +34,13 @@ class Table(NamedTuple):
 
     Attributes:
         audit: The kernel's name for the architecture (``AUDIT_ARCH_*``).
-        read: Refused, except to the process that compiles.
+        read: Refused, except to the process that compiles; a kept child may read its job pipe.
         write: Allowed to the result pipe alone.
         mmap: Allowed for anonymous memory that cannot be executed.
-        mprotect: Allowed without execution.
+        mprotect: Allowed without execution; deadly to a kept child.
+        setitimer: Allowed; to a kept child for the timer of processor time alone.
         allowed: Always allowed.
+        lasting: Allowed, but deadly to a kept child, since putting back its memory does not undo them.
         deadly: Inclusive ranges that kill the process.
         foreign: First number that belongs to another calling convention, 0 if there is none.
     """
@@ -45,7 +50,9 @@ class Table(NamedTuple):
     write: int
     mmap: int
     mprotect: int
+    setitimer: int
     allowed: tuple[int, ...]
+    lasting: tuple[int, ...]
     deadly: tuple[tuple[int, int], ...]
     foreign: int = 0
 
@@ -56,23 +63,19 @@ X86_64 = Table(
     write=1,
     mmap=9,
     mprotect=10,
+    setitimer=38,
     allowed=(
         11,  # munmap
         12,  # brk
-        13,  # rt_sigaction
-        14,  # rt_sigprocmask
         15,  # rt_sigreturn
         24,  # sched_yield
         25,  # mremap
-        28,  # madvise
         35,  # nanosleep
         36,  # getitimer
-        38,  # setitimer
         60,  # exit
         96,  # gettimeofday
         98,  # getrusage
         100,  # times
-        131,  # sigaltstack
         201,  # time
         202,  # futex
         219,  # restart_syscall
@@ -80,6 +83,12 @@ X86_64 = Table(
         229,  # clock_getres
         230,  # clock_nanosleep
         231,  # exit_group
+    ),
+    lasting=(
+        28,  # madvise
+        13,  # rt_sigaction
+        14,  # rt_sigprocmask
+        131,  # sigaltstack
         334,  # rseq
     ),
     deadly=(
@@ -110,21 +119,18 @@ AARCH64 = Table(
     write=64,
     mmap=222,
     mprotect=226,
+    setitimer=103,
     allowed=(
         93,  # exit
         94,  # exit_group
         98,  # futex
         101,  # nanosleep
         102,  # getitimer
-        103,  # setitimer
         113,  # clock_gettime
         114,  # clock_getres
         115,  # clock_nanosleep
         124,  # sched_yield
         128,  # restart_syscall
-        132,  # sigaltstack
-        134,  # rt_sigaction
-        135,  # rt_sigprocmask
         139,  # rt_sigreturn
         153,  # times
         165,  # getrusage
@@ -132,7 +138,12 @@ AARCH64 = Table(
         214,  # brk
         215,  # munmap
         216,  # mremap
+    ),
+    lasting=(
         233,  # madvise
+        134,  # rt_sigaction
+        135,  # rt_sigprocmask
+        132,  # sigaltstack
         293,  # rseq
     ),
     deadly=(
@@ -162,18 +173,35 @@ TABLES = {"x86_64": X86_64, "aarch64": AARCH64}
 Line = tuple[int, int, int, int]  # code, lines to skip if true, if false, operand
 
 
-def assemble(table: Table) -> bytes:
+class Role(Enum):
+    """Whom a filter is for."""
+
+    CHILD = "child"
+    COMPILER = "compiler"
+    KEPT = "kept"
+
+
+def assemble(table: Table, role: Role = Role.CHILD) -> bytes:
     """Return the filter as classic BPF, one 8-byte instruction after the other.
 
     A tree of comparisons: when a filter is installed, the kernel runs it once for every system call there is.
     """
-    verdicts: dict[int, list[Line]] = dict.fromkeys(table.allowed, _ALLOW_IT)
+    verdicts: dict[int, list[Line]] = dict.fromkeys((*table.allowed, *table.lasting, table.setitimer), _ALLOW_IT)
     verdicts |= {number: _KILL_IT for low, high in table.deadly for number in range(low, high + 1)}
     verdicts |= {
         table.write: _check_argument(0, RESULT_FD),
         table.mmap: [(_LOAD, 0, 0, _argument(3)), (_ANY_BIT, 1, 0, _MAP_ANONYMOUS), *_REFUSE_IT, *_NOT_EXECUTABLE],
         table.mprotect: _NOT_EXECUTABLE,
     }
+    match role:
+        case Role.COMPILER:
+            verdicts[table.read] = _ALLOW_IT
+        case Role.KEPT:
+            verdicts |= dict.fromkeys((*table.lasting, table.mprotect), _KILL_IT)
+            verdicts |= {
+                table.read: _check_argument(0, JOB_FD),
+                table.setitimer: _check_argument(0, _ITIMER_PROF, _KILL_IT),
+            }
     pieces: list[tuple[int, list[Line]]] = [(0, verdicts.get(0, _REFUSE_IT))]  # first number, what happens from there
     for number in range(1, max(verdicts) + 2):
         verdict = verdicts.get(number, _REFUSE_IT)
@@ -193,14 +221,14 @@ def _tree(pieces: list[tuple[int, list[Line]]]) -> list[Line]:
     return [(_AT_LEAST, len(below), 0, pieces[middle][0]), *below, *_tree(pieces[middle:])]
 
 
-def _check_argument(index: int, value: int) -> list[Line]:
+def _check_argument(index: int, value: int, otherwise: list[Line] | None = None) -> list[Line]:
     low, high = _argument(index), _argument(index) + 4
     return [
         (_LOAD, 0, 0, low),
         (_EQUAL, 0, 2, value),
         (_LOAD, 0, 0, high),
         (_EQUAL, 1, 0, 0),
-        *_REFUSE_IT,
+        *(otherwise or _REFUSE_IT),
         *_ALLOW_IT,
     ]
 
@@ -227,8 +255,8 @@ class _Program(ctypes.Structure):
 class Filter:
     """An assembled filter, ready to be switched on in a forked child with one system call."""
 
-    def __init__(self, table: Table) -> None:
-        code = assemble(table)
+    def __init__(self, table: Table, role: Role = Role.CHILD) -> None:
+        code = assemble(table, role)
         self._code = ctypes.create_string_buffer(code, len(code))
         self._program = _Program(len(code) // 8, ctypes.addressof(self._code))
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl

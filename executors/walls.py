@@ -12,6 +12,7 @@ import resource
 import struct
 
 NOBODY = 65534
+OPEN_FILES = 32  # descriptors of a server and its children are below
 SANDBOX_UID = 40001  # not 65534: other services of the host may run under that one, and RLIMIT_NPROC counts per user
 
 _NEW_NAMESPACES = (
@@ -78,6 +79,24 @@ def _write(file: str, text: str) -> None:
         os.close(descriptor)
 
 
+def open_proc(own: bool) -> int | None:
+    """Return a descriptor of a ``/proc``, above all that children keep; None where there is none to be had.
+
+    Args:
+        own: One that shows the processes of this namespace alone, for a process that will lose the rest.
+    """
+    try:
+        if own:
+            _mount(b"/", None, _MS_REC | _MS_PRIVATE, None)
+            _mount(b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
+        descriptor = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return None
+    os.dup2(descriptor, OPEN_FILES - 1, inheritable=False)
+    os.close(descriptor)
+    return OPEN_FILES - 1
+
+
 def empty_root() -> None:
     """Replace the file system of this mount namespace by one empty read-only directory."""
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
@@ -111,13 +130,13 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL, "parent-death signal")
 
 
-def limit_server(stack_bytes: int = 8 * 2**20, open_files: int = 16) -> None:
+def limit_server(stack_bytes: int = 8 * 2**20) -> None:
     """Set the limits that every child inherits."""
     for what, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_STACK, stack_bytes),
     ):
         hard = resource.getrlimit(what)[1]
@@ -147,6 +166,16 @@ def give_back_memory() -> None:
     """Return free memory to the kernel: what is not there is not copied. Only some C libraries can."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a program freed: a child that is put back must not move its mappings.
+
+    Large blocks still come and go as mappings of their own. Only some C libraries can.
+    """
+    if hasattr(_libc, "mallopt"):
+        for option, value in ((-1, 2**30), (-2, 2**20), (-3, 2**18)):  # trim never, grow by a MiB, map from 256 KiB
+            _libc.mallopt(option, value)
 
 
 def address_space() -> int:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -112,32 +113,22 @@ class BenchResult:
 def bench_executor(rounds: int = 7, count: int = 240) -> BenchResult:
     """Measure the sandbox against in-process execution, a fresh ``python -I`` a run, and pebble if installed."""
     single, many = programs(count, 1), programs(count // 4, 10)
-    # The import alone sends it to a server that holds all modules, which costs more to fork.
+    # The import alone sends it to a server that holds all modules, whose children cost more.
     full = [replace(job, program=f"import json\n{job.program!s}") for job in single]
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(SandboxExecutor(workers=1))
+        forking = stack.enter_context(SandboxExecutor(workers=1, keep_children=False))
         rivals: list[tuple[str, Callable[[Sequence[Job]], object], Sequence[Job], Callable[[], float]]] = [
             ("in-process", _run_in_process, single, _own_seconds),
             ("python -I, one a run", _run_fresh, single[: max(6, count // 20)], _children_seconds),
-            (
-                "sandbox, child a proposal, 1 input",
-                executor.run,
-                single,
-                lambda: _own_seconds() + executor.cpu_seconds(),
-            ),
-            (
-                "the same, full server",
-                executor.run,
-                full,
-                lambda: _own_seconds() + executor.cpu_seconds(),
-            ),
-            (
-                "sandbox, child a proposal, 10 inputs",
-                executor.run,
-                many,
-                lambda: _own_seconds() + executor.cpu_seconds(),
-            ),
         ]
+        for title, sandbox, given in (
+            ("sandbox, 1 input a program", executor, single),
+            ("the same, full server", executor, full),
+            ("the same, a fork a program", forking, single),
+            ("sandbox, 10 inputs a program", executor, many),
+        ):
+            rivals.append((title, sandbox.run, given, partial(_sandbox_seconds, sandbox)))
         pebble = _pebble(stack)
         if pebble is not None:
             rivals.append(("pebble pool, no walls", pebble[0], single, pebble[1]))
@@ -165,6 +156,10 @@ def _cost(run: Callable[[Sequence[Job]], object], jobs: Sequence[Job], clock: Ca
 
 def _own_seconds() -> float:
     return time.process_time()
+
+
+def _sandbox_seconds(executor: SandboxExecutor) -> float:
+    return _own_seconds() + executor.cpu_seconds()
 
 
 def _children_seconds() -> float:

@@ -167,6 +167,6 @@ def test_no_text_makes_it_raise(program):
 
 
 def test_every_allowed_module_can_be_imported_by_programs():
-    from selfplay_gym.executors.server import PRELOADED
+    from selfplay_gym.executors.modules import PRELOADED
 
     assert set(PRELOADED) >= policy.MODULES

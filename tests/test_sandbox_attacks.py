@@ -26,9 +26,10 @@ LIMITS = Limits(cpu_seconds=0.3, wall_seconds=1.5, memory_bytes=64 * 2**20)
 HONEST = "def f(x): return [x, len('four'), repr(1.5), sorted({3, 1})]"
 
 
-@pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
+@pytest.fixture(scope="module", params=[(Tier.FULL, True), (Tier.FILTER_ONLY, True), (Tier.FULL, False)], ids=str)
 def executor(request):
-    with SandboxExecutor(workers=1, tier=request.param) as executor:
+    tier, keep_children = request.param
+    with SandboxExecutor(workers=1, tier=tier, keep_children=keep_children) as executor:
         yield executor
 
 
@@ -378,18 +379,25 @@ def decide(code: bytes, data: bytes) -> str:
                 at += yes if accumulator & operand else no
 
 
-def call(table: seccomp.Table, number: int, *arguments: int, audit: int | None = None) -> str:
+def call(
+    table: seccomp.Table,
+    number: int,
+    *arguments: int,
+    audit: int | None = None,
+    role: seccomp.Role = seccomp.Role.CHILD,
+) -> str:
     words = [a & 0xFFFFFFFFFFFFFFFF for a in (*arguments, *[0] * (6 - len(arguments)))]
     data = struct.pack("<IIQ6Q", number, audit or table.audit, 0, *words)
-    return decide(seccomp.assemble(table), data)
+    return decide(seccomp.assemble(table, role), data)
 
 
 @pytest.mark.parametrize("table", seccomp.TABLES.values(), ids=seccomp.TABLES)
 def test_the_filter_decides_as_its_table_says(table):
     deadly = {n for low, high in table.deadly for n in range(low, high + 1)}
+    allowed = {*table.allowed, *table.lasting, table.setitimer}
     special = {table.write, table.mmap, table.mprotect}
     for number in range(470):
-        expected = "allow" if number in table.allowed else "kill" if number in deadly else "refuse"
+        expected = "allow" if number in allowed else "kill" if number in deadly else "refuse"
         if number not in special:
             assert call(table, number) == expected, number
     assert call(table, table.write, 3) == "allow"
@@ -402,6 +410,19 @@ def test_the_filter_decides_as_its_table_says(table):
     assert call(table, table.allowed[0], audit=0x40000003) == "kill"  # 32-bit calling convention
     if table.foreign:
         assert call(table, table.foreign + 1) == "kill"
+
+
+@pytest.mark.parametrize("table", seccomp.TABLES.values(), ids=seccomp.TABLES)
+def test_a_kept_child_may_read_jobs_and_change_nothing_that_lasts(table):
+    kept = seccomp.Role.KEPT
+    changed = {*table.lasting, table.mprotect, table.setitimer, table.read}
+    for number in set(range(470)) - changed:
+        assert call(table, number, 3, role=kept) == call(table, number, 3), number
+    assert {call(table, number, role=kept) for number in (*table.lasting, table.mprotect)} == {"kill"}
+    assert [call(table, table.setitimer, which, role=kept) for which in range(4)] == ["kill", "kill", "allow", "kill"]
+    assert [call(table, table.read, pipe, role=kept) for pipe in (3, 4, 5)] == ["refuse", "allow", "refuse"]
+    assert [call(table, table.read, pipe) for pipe in (3, 4)] == ["refuse", "refuse"]
+    assert call(table, table.read, 9, role=seccomp.Role.COMPILER) == "allow"
 
 
 def test_this_machine_has_a_table():

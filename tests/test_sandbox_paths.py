@@ -1,4 +1,4 @@
-"""The cheaper ways a job can take (light server, code compiled outside the child) change no verdict."""
+"""The cheaper ways a job can take (light server, kept child, code compiled outside) change no verdict."""
 
 import marshal
 import os
@@ -20,6 +20,12 @@ DOUBLE = "def f(x): return x * 2"
 @pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
 def executor(request):
     with SandboxExecutor(workers=1, tier=request.param) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
+def forking(request):
+    with SandboxExecutor(workers=1, tier=request.param, keep_children=False) as executor:
         yield executor
 
 
@@ -148,13 +154,13 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_source_ends_the_same_wherever_it_is_compiled(executor, name):
+def test_a_source_ends_the_same_wherever_it_is_compiled(executor, forking, name):
     limits = Limits(cpu_seconds=0.3, wall_seconds=5, memory_bytes=64 * 2**20)
     # Bytes, and jobs with a small budget, are never compiled outside the child.
     source = SOURCES[name].encode("utf-8", "surrogatepass")
-    outside, inside = executor.run(
-        [job(SOURCES[name] + "\n#json import", "3", limits=limits), job(source + b"\n#json import", "3", limits=limits)]
-    )
+    jobs = [job(text, "3", limits=limits) for text in (SOURCES[name] + "\n#json import", source + b"\n#json import")]
+    outside, inside = forking.run(jobs)
+    assert [result.outcome for (result,) in executor.run(jobs)] == [outside[0].outcome, inside[0].outcome]
     if name == "lone surrogate":  # as bytes this is not UTF-8
         assert outside[0].error_type == "UnicodeEncodeError"
     else:
@@ -172,7 +178,8 @@ def test_only_what_behaves_the_same_is_compiled_outside():
     assert False in orders  # marshal would put these in another order
 
 
-def test_a_killed_compiler_costs_no_verdict(executor):
+def test_a_killed_compiler_costs_no_verdict(forking):
+    executor = forking
     for round_ in range(4):
         assert one(executor, DOUBLE, str(round_)).value == str(2 * round_)
         keeper = executor._servers["A"][0]._keeper.pid

@@ -1,0 +1,316 @@
+"""Puts a stopped process back as it was: its memory, its registers, its signal mask.
+
+A child that is put back after each job costs a fraction of a new one. The kernel protects its memory against writing
+(userfaultfd, asynchronous mode), lets each write through and remembers the page; `PAGEMAP_SCAN` lists those pages and
+`process_vm_writev` copies them back from the copy made before the first job. Pages once written stay unprotected for
+a while and are copied back every time: programs write to much the same pages, and copying one costs less than the
+fault that would tell.
+
+Nothing here believes the process: it is stopped by ptrace, and what is put back is read from the server's own memory.
+What the kernel keeps for a process beside memory and registers, the filter must make unchangeable (signal handlers,
+timers, descriptors) or `restore` notices (mappings).
+
+Needs Linux 6.7, and ptrace of one's own child. Standard library only.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import os
+import struct
+from typing import NamedTuple
+
+# Numbers by machine: the system call `userfaultfd`, and the register set that holds the floating-point registers.
+_MACHINES = {"x86_64": (323, 0x202), "aarch64": (282, 2)}
+_PIDFD_GETFD = 438
+_USER_MODE_ONLY, _O_CLOEXEC = 1, 0o2000000
+_UFFD_API, _UFFD_REGISTER, _UFFD_PROTECT = 0xC018AA3F, 0xC020AA00, 0xC018AA06
+_UFFD_VERSION, _UNPOPULATED_TOO, _ASYNCHRONOUS, _PROTECT = 0xAA, 1 << 13, 1 << 15, 2
+_PAGEMAP_SCAN, _PAGE_IS_WRITABLE_ONCE, _PAGE_IS_WRITTEN = 0xC0606610, 1, 2
+_SEIZE, _INTERRUPT, _DETACH, _SET_REGISTERS, _GET_REGISTERS = 0x4206, 0x4207, 17, 0x4205, 0x4204
+_GET_SIGNAL_MASK, _SET_SIGNAL_MASK, _EXIT_WITH_TRACER = 0x420A, 0x420B, 0x100000
+_GENERAL = 1
+_WALL = 0x40000000
+_PR_SET_DUMPABLE = 4
+_DONT_FORK = 10
+_REGISTER_BYTES = 16384
+_MOST_RANGES = 4096
+_MOST_VECTORS = 1024  # the kernel's IOV_MAX
+_PAGE = os.sysconf("SC_PAGESIZE")
+
+# When to protect all pages anew: else every page that one odd program wrote would be copied for ever.
+_MOST_PAGES = 2048
+_MOST_RESTORES = 256
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _function in (_libc.syscall, _libc.ptrace, _libc.process_vm_readv, _libc.process_vm_writev):
+    _function.restype = ctypes.c_long
+_libc.mmap.restype = ctypes.c_void_p
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Mapping(NamedTuple):
+    """A range of the process's memory, and where its copy is in ours."""
+
+    start: int
+    end: int
+    copy: int
+
+
+class _Plan(NamedTuple):
+    """One call that copies ranges of ours to ranges of the process's memory."""
+
+    ours: ctypes.Array[_Vector]
+    theirs: ctypes.Array[_Vector]
+    ranges: ctypes.c_ulong  # how many
+    size: int
+
+
+class SnapshotLost(Exception):
+    """The process cannot be put back: it changed its mappings, wrote too much, or has ended."""
+
+
+def open_own(proc: int) -> tuple[int, ...]:
+    """Open what a `Snapshot` of the calling process needs; return the descriptors.
+
+    Args:
+        proc: Descriptor of a ``/proc`` directory in which this process is ``self``.
+
+    Raises:
+        OSError: The kernel lacks something, or refuses it.
+    """
+    if os.uname().machine not in _MACHINES:
+        raise OSError(f"no snapshots on {os.uname().machine}")
+    _checked(_libc.prctl(_PR_SET_DUMPABLE, *map(ctypes.c_ulong, (1, 0, 0, 0))), "dumpable")  # or no ptrace
+    number, flags = _MACHINES[os.uname().machine][0], _O_CLOEXEC | _USER_MODE_ONLY
+    userfault = _checked(_libc.syscall(ctypes.c_long(number), ctypes.c_long(flags)), "userfaultfd")
+    features = struct.pack("<QQQ", _UFFD_VERSION, _UNPOPULATED_TOO | _ASYNCHRONOUS, 0)
+    _ioctl(userfault, _UFFD_API, ctypes.create_string_buffer(features, len(features)))
+    return (userfault, *(os.open(f"self/{name}", os.O_RDONLY, dir_fd=proc) for name in ("pagemap", "maps")))
+
+
+class Snapshot:
+    """One child of this process as it was at `take`; it is stopped then, and after every `restore`.
+
+    Attributes:
+        address_space: Bytes of it that the process had then.
+
+    Args:
+        process: The child, waiting for its first job.
+        descriptors: What `open_own` returned there; it may close them once this exists.
+
+    Raises:
+        OSError: The kernel refuses something, or the child has ended.
+    """
+
+    def __init__(self, process: int, descriptors: tuple[int, ...]) -> None:
+        self._process = process
+        self.address_space = 0
+        self._owned: list[int] = []
+        self._memory = (0, 0)  # where the copy is, and its bytes
+        self._mappings: list[_Mapping] = []
+        self._last_written = b""
+        self._plans: list[_Plan] = []
+        self._restores = self._pages = 0
+        handle = os.pidfd_open(process)
+        try:
+            for descriptor in descriptors:
+                arguments = map(ctypes.c_long, (_PIDFD_GETFD, handle, descriptor, 0))
+                self._owned.append(_checked(_libc.syscall(*arguments), "pidfd_getfd"))
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(handle)
+        self._userfault, self._pagemap, self._maps = self._owned
+
+    def take(self) -> None:
+        """Stop the process and remember it as it is.
+
+        Raises:
+            OSError, SnapshotLost: The kernel refuses something, or the process has ended.
+        """
+        self.stop()
+        self._layout = self._read_layout()
+        self.address_space = sum(end - start for start, end, _ in _ranges_of(self._layout))
+        self._mappings = self._copy_memory()
+        self._starts = [mapping.start for mapping in self._mappings]
+        for mapping in self._mappings:
+            self._ioctl_range(_UFFD_REGISTER, mapping, _PROTECT, 0)
+        self._registers = [_RegisterSet(which) for which in (_GENERAL, _MACHINES[os.uname().machine][1])]
+        for registers in self._registers:
+            _ptrace(_GET_REGISTERS, self._process, registers.which, registers.address)
+        self._signal_mask = ctypes.create_string_buffer(8)
+        _ptrace(_GET_SIGNAL_MASK, self._process, 8, ctypes.addressof(self._signal_mask))
+        self._ranges = ctypes.create_string_buffer(24 * _MOST_RANGES)
+        limits = (self._starts[0], self._mappings[-1].end, 0, ctypes.addressof(self._ranges), _MOST_RANGES)
+        categories = (0, _PAGE_IS_WRITABLE_ONCE | _PAGE_IS_WRITTEN, 0, _PAGE_IS_WRITTEN)
+        self._scan_request = struct.pack("<12Q", 96, 0, *limits, 0, *categories)
+        self._scan = ctypes.create_string_buffer(self._scan_request, len(self._scan_request))
+        self._protect_all()
+
+    def resume(self) -> None:
+        """Let the stopped process run."""
+        _ptrace(_DETACH, self._process)
+
+    def stop(self) -> None:
+        """Stop the running process.
+
+        Raises:
+            SnapshotLost: It has ended. It was not waited for.
+        """
+        try:
+            _ptrace(_SEIZE, self._process, 0, _EXIT_WITH_TRACER)
+            _ptrace(_INTERRUPT, self._process)
+        except OSError as error:
+            raise SnapshotLost("it has ended") from error
+        ended = os.waitid(os.P_PID, self._process, os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL)
+        if ended is None or ended.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
+            raise SnapshotLost("it has ended")
+        os.waitpid(self._process, _WALL)
+
+    def restore(self) -> None:
+        """Put the stopped process back.
+
+        Raises:
+            SnapshotLost: It cannot be; end it.
+        """
+        try:
+            self._restore()
+        except OSError as error:
+            raise SnapshotLost(str(error)) from error
+
+    def _restore(self) -> None:
+        if self._read_layout() != self._layout:
+            raise SnapshotLost("its mappings changed")
+        written = self._written()
+        if written != self._last_written:
+            self._plan(written)
+            self._last_written = written
+        for plan in self._plans:
+            vectors = (plan.ours, plan.ranges, plan.theirs, plan.ranges)
+            if _libc.process_vm_writev(self._process, *vectors, ctypes.c_ulong(0)) != plan.size:
+                raise SnapshotLost("its memory cannot be written")
+        for registers in self._registers:
+            _ptrace(_SET_REGISTERS, self._process, registers.which, registers.address)
+        _ptrace(_SET_SIGNAL_MASK, self._process, 8, ctypes.addressof(self._signal_mask))
+        self._restores += 1
+        if self._restores >= _MOST_RESTORES or self._pages > _MOST_PAGES:
+            self._protect_all()
+
+    def close(self) -> None:
+        """Give back what this holds; the process must have ended or be about to."""
+        for descriptor in self._owned:
+            os.close(descriptor)
+        self._owned = []
+        if self._memory[1]:
+            _libc.munmap(*map(ctypes.c_void_p, self._memory))
+        self._memory = (0, 0)
+
+    def _read_layout(self) -> bytes:
+        """Return the process's list of mappings, as the kernel writes it."""
+        text, at = b"", 0
+        while part := os.pread(self._maps, 2**16, at):
+            text += part
+            at += len(part)
+        return text
+
+    def _copy_memory(self) -> list[_Mapping]:
+        """Copy all memory that the process may write into ours, in one block that no fork inherits."""
+        writable = [found for found in _ranges_of(self._layout) if b"w" in found[2]]
+        if any(b"s" in access for *_, access in writable):
+            raise SnapshotLost("it shares memory that it may write")
+        ranges = [(start, end) for start, end, _ in writable]
+        total = sum(end - start for start, end in ranges)
+        block = _libc.mmap(None, ctypes.c_size_t(total), 3, 0x22, -1, ctypes.c_long(0))
+        if block is None or block == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), "mmap")
+        self._memory = (block, total)
+        _checked(_libc.madvise(ctypes.c_void_p(block), ctypes.c_size_t(total), _DONT_FORK), "madvise")
+        mappings = []
+        for start, end in ranges:
+            mappings.append(_Mapping(start, end, block))
+            ours, theirs = _Vector(block, end - start), _Vector(start, end - start)
+            one, none = ctypes.c_ulong(1), ctypes.c_ulong(0)
+            done = _libc.process_vm_readv(self._process, ctypes.byref(ours), one, ctypes.byref(theirs), one, none)
+            if done != end - start:
+                raise OSError(ctypes.get_errno(), "process_vm_readv")
+            block += end - start
+        return mappings
+
+    def _protect_all(self) -> None:
+        for mapping in self._mappings:
+            self._ioctl_range(_UFFD_PROTECT, mapping, 1)
+        self._restores = self._pages = 0
+        self._last_written = b""
+        self._plans = []
+
+    def _ioctl_range(self, request: int, mapping: _Mapping, *numbers: int) -> None:
+        values = (mapping.start, mapping.end - mapping.start, *numbers)
+        argument = struct.pack(f"<{len(values)}Q", *values)
+        _ioctl(self._userfault, request, ctypes.create_string_buffer(argument, len(argument)))
+
+    def _written(self) -> bytes:
+        """Return the ranges written since they were last protected, as the kernel lists them."""
+        ctypes.memmove(self._scan, self._scan_request, len(self._scan_request))
+        count = _ioctl(self._pagemap, _PAGEMAP_SCAN, self._scan)
+        if count >= _MOST_RANGES:
+            raise SnapshotLost("it wrote to too many places")
+        return ctypes.string_at(self._ranges, 24 * count)
+
+    def _plan(self, written: bytes) -> None:
+        """Prepare the copying of these ranges, in as many calls as the kernel needs."""
+        ours, theirs = [], []
+        for start, end, _ in struct.iter_unpack("<3Q", written):
+            while start < end:  # the kernel joins ranges of neighbouring mappings
+                mapping = self._mappings[bisect.bisect_right(self._starts, start) - 1]
+                length = min(end, mapping.end) - start
+                if length <= 0:
+                    raise SnapshotLost("it wrote where it had nothing")
+                ours.append(_Vector(mapping.copy + start - mapping.start, length))
+                theirs.append(_Vector(start, length))
+                start += length
+        self._plans = []
+        for at in range(0, len(ours), _MOST_VECTORS):
+            some, others = ours[at : at + _MOST_VECTORS], theirs[at : at + _MOST_VECTORS]
+            kind, size = _Vector * len(some), sum(vector.length for vector in some)
+            self._plans.append(_Plan(kind(*some), kind(*others), ctypes.c_ulong(len(some)), size))
+        self._pages = sum(plan.size for plan in self._plans) // _PAGE
+
+
+def _ranges_of(layout: bytes) -> list[tuple[int, int, bytes]]:
+    """Return start, end and access of every mapping."""
+    ranges = []
+    for line in layout.splitlines():
+        place, access, _ = line.split(None, 2)
+        start, _, end = place.partition(b"-")
+        ranges.append((int(start, 16), int(end, 16), access))
+    return ranges
+
+
+class _RegisterSet:
+    def __init__(self, which: int) -> None:
+        self.which = which
+        self._values = ctypes.create_string_buffer(_REGISTER_BYTES)
+        self._vector = _Vector(ctypes.addressof(self._values), _REGISTER_BYTES)
+        self.address = ctypes.addressof(self._vector)  # the kernel writes the true length there
+
+
+def _ptrace(request: int, process: int, address: int = 0, data: int = 0) -> None:
+    arguments = ctypes.c_long(request), ctypes.c_long(process), ctypes.c_void_p(address), ctypes.c_void_p(data)
+    _checked(_libc.ptrace(*arguments), "ptrace")
+
+
+def _ioctl(descriptor: int, request: int, argument: ctypes.Array[ctypes.c_char]) -> int:
+    return _checked(_libc.ioctl(descriptor, ctypes.c_ulong(request), argument), f"ioctl {request:#x}")
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return int(result)

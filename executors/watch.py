@@ -1,0 +1,108 @@
+"""Follows one child through one job: counts its frames, checks their shape, holds the clocks.
+
+A child is never believed: what it writes counts only as many frames of the right shape, in time. Runs in the server
+alone. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfplay_gym.executors.runner import Job
+
+HARD_FACTOR = 1.5  # a program that swallows the in-child time-out gets this much of its budget
+PREPARE_SECONDS, PREPARE_SECONDS_PER_BYTE = 0.1, 4e-6  # reading the inputs comes before the first run's budget
+FIRST_PATIENCE_MILLISECONDS = 5
+PAYLOAD_SLACK = 1024  # an error's name and message
+
+
+class Watch:
+    """What the server knows of one child's work on one job.
+
+    Sparing on purpose: after a fork every page this process writes to is copied, at some microseconds each.
+    """
+
+    def __init__(self, child_side: Any, job: Job, start: int, pipe: int, size: int, used_before: float = 0.0) -> None:
+        self._runner = child_side
+        self._job = job
+        self._expected = len(job.runs) - start
+        self._pipe = pipe
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+        self._grace = PREPARE_SECONDS + PREPARE_SECONDS_PER_BYTE * size
+        self._clock = 0
+        self._cpu_mark = used_before
+        self._wall_mark = time.monotonic()
+        self._buffer = b""
+        self.frames: list[bytes] = []
+        self.complete = False
+        self.used = 0.0  # processor time of the run that met the clock on the wall
+
+    def wait(self) -> None:
+        """Wait a little for the first frame; `follow` does what there is to do then, also if the child has ended."""
+        self._poll.poll(FIRST_PATIENCE_MILLISECONDS)
+
+    def follow(self, child: int) -> str:
+        """Return when the child is done or ended (empty text), or with the fault for which it must be killed."""
+        self._clock = processor_clock(child)
+        patience = min(HARD_FACTOR * self._job.cpu_seconds, self._job.wall_seconds) + self._grace
+        while not self.complete:
+            if self._poll.poll(max(1.0, 1000 * patience)):
+                chunk = os.read(self._pipe, 65536)
+                if not chunk:
+                    return ""
+                self._buffer += chunk
+                if not self._take_frames():
+                    return "crashed:protocol"
+            if not self.complete:  # looked at even while bytes arrive: they may be meant to keep us here
+                cpu_left, wall_left = self.cpu_left(), self._wall_left()
+                if cpu_left <= 0 or wall_left <= 0:
+                    self.used = max(0.0, self._cpu() - self._cpu_mark)
+                    return "timeout:cpu" if cpu_left <= 0 else "timeout:wall"
+                patience = min(cpu_left, wall_left)
+        return ""
+
+    def has_more(self) -> bool:
+        """Return whether the child, now dead or stopped, said more than it was asked for."""
+        return bool(self._buffer) or (bool(self._poll.poll(0)) and bool(os.read(self._pipe, 1)))
+
+    def _take_frames(self) -> bool:
+        """Move whole frames out of the buffer; return whether all is well formed."""
+        header, at = self._runner.FRAME, 0
+        while len(self._buffer) - at >= header.size and not self.complete:
+            length, status, _, _ = header.unpack_from(self._buffer, at)
+            if length > self._job.output_bytes + PAYLOAD_SLACK or status > self._runner.UNSERIALISABLE:
+                return False
+            end = at + header.size + length
+            if len(self._buffer) < end:
+                break
+            self.frames.append(self._buffer[at:end])
+            at = end
+            self.complete = len(self.frames) == self._expected or (self._job.stop and status != self._runner.OK)
+        if at:
+            self._buffer = self._buffer[at:]
+            if not self.complete:
+                self._cpu_mark, self._wall_mark, self._grace = self._cpu(), time.monotonic(), 0.0
+        return True
+
+    def _cpu(self) -> float:
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:  # it has ended
+            return self._cpu_mark
+
+    def cpu_left(self) -> float:
+        """Return the processor time before the running one is killed."""
+        return HARD_FACTOR * self._job.cpu_seconds + self._grace - (self._cpu() - self._cpu_mark)
+
+    def _wall_left(self) -> float:
+        return self._job.wall_seconds + self._grace - (time.monotonic() - self._wall_mark)
+
+
+def processor_clock(process: int) -> int:
+    """Return the clock of a process's processor time, as pthread_getcpuclockid makes it."""
+    return (~process << 3) | 2

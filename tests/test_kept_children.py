@@ -1,0 +1,211 @@
+"""A child that is put back after each job: nothing of one job is left for the next, and no verdict depends on it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from selfplay_gym.bench import programs
+from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.types import Execution, Limits, Status, Tier
+from tests.test_sandbox import DOUBLE, SHORT, job, one, processes_of
+from tests.test_sandbox_attacks import HONEST, PATCHES, RESOURCES
+
+HONEST_VALUE = "[7, 4, '1.5', [1, 3]]"
+
+
+@pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
+def executor(request):
+    with SandboxExecutor(workers=1, tier=request.param) as executor:
+        if not executor.walls["kept_children"]:
+            pytest.skip("this kernel cannot put a child back")
+        yield executor
+
+
+def kept_child(executor) -> int:
+    """Return the process that serves job after job."""
+    (server,) = executor._servers["A"]
+    return max(processes_of(server._keeper.pid))
+
+
+# What each leaves behind, if anything could be left; all of it is writable memory of the interpreter.
+LEAVES = {
+    **{name: f"{patch}\n    return 1" for name, patch in PATCHES.items()},
+    "a module's attribute": "math.left = 1\n    return 1",
+    "a builtin": "builtins.left = 1\n    return 1",
+    "an audit hook": "sys.addaudithook(lambda *a: 1 / 0)\n    return 1",
+    "a tenth of its recursion": "sys.setrecursionlimit(100)\n    return 1",
+    "a default argument": "re.compile.__defaults__ = (re.I,)\n    return 1",
+    "a cache": "re.compile('left', re.X)\n    return 1",
+    "an interned name": "sys.intern('left' * 3)\n    return 1",
+    "a finaliser": "class A:\n        def __del__(s): builtins.left = 1\n    a = A(); a.a = a\n    return 1",
+    "a class that never dies": "class A(dict): pass\n    math.left = A\n    return 1",
+    "an exception": "raise ValueError(sys.modules)",
+    "an open generator": "def g():\n        try: yield\n        finally: math.left = 1\n    re.g = g(); next(re.g)",
+    "a megabyte": "math.left = [str(i) for i in range(9000)]\n    return 1",
+    "text on standard output": "print('left' * 1000)\n    return 1",
+    "most of what it may print": "print('x' * 1000000)\n    return 1",
+    "a soft time-out": "while True: pass",
+    "a hidden builtin type attribute": "import ctypes",
+    "its arguments": "a[0].append(1)\n    return 1",
+}  # fmt: skip
+
+SEES = """
+import builtins, math, re, sys
+def f():
+    seen = [name for module in (builtins, math, re, sys) for name in vars(module) if name == 'left']
+    limit, trace, standard = sys.getrecursionlimit(), sys.gettrace(), sys.stdout is sys.__stdout__
+    return seen, limit, re.compile.__defaults__, trace, standard, len('four')
+"""
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_one_job_leaves_nothing_for_the_next(executor, name):
+    before = one(executor, SEES)
+    assert before.value == "([], 1000, (0,), None, True, 4)"
+    child = kept_child(executor)
+    program = "import builtins, math, re, sys\ndef f(*a):\n    " + LEAVES[name]
+    first, second = (one(executor, program, "[]", limits=SHORT) for _ in range(2))
+    assert first.outcome == second.outcome
+    assert one(executor, SEES).outcome == before.outcome
+    if name != "a hidden builtin type attribute":  # needs a full server
+        assert kept_child(executor) == child, "the child was replaced: this says nothing about putting it back"
+
+
+def test_a_job_sees_the_same_interpreter_however_many_went_before(executor):
+    probe = """
+import gc, sys
+def f():
+    def depth(n):
+        try: return depth(n + 1)
+        except RecursionError: return n
+    return id(f), gc.get_count()[0], len(gc.get_objects()), sys.getrefcount(None), hash('x'), depth(0)
+"""
+    answers = set()
+    for number in range(30):
+        one(executor, DOUBLE, str(number))
+        answers.add(one(executor, probe).value)
+    assert len(answers) == 1
+
+
+def outcome(result: Execution) -> tuple[object, ...]:
+    if result.status is Status.TIMEOUT:
+        return (result.status,)
+    return result.status, result.value, result.error_type, result.line
+
+
+def test_no_verdict_depends_on_who_serves():
+    """Honest and hostile jobs in any order, kept or forked: the same statuses, values, errors and lines."""
+    limits = Limits(cpu_seconds=0.15, wall_seconds=1.0, memory_bytes=64 * 2**20)
+    bodies = [body for body, expected in RESOURCES.values() if not isinstance(expected, tuple)]
+    hostile = [b if "def f(" in b else "def f(*a):\n" + textwrap.indent(b, "    ") for b in bodies]
+    jobs = programs(240, 2) + [job(program, "", limits=limits) for program in hostile]
+    jobs += [job("def f(n):\n    try: return f(n + 1)\n    except RecursionError: return n", "0", "0", policy="plain")]
+    shuffled = random.Random(0).sample(range(len(jobs)), len(jobs))
+    with SandboxExecutor(workers=1) as keeps, SandboxExecutor(workers=1, keep_children=False) as forks:
+        expected = [[outcome(result) for result in results] for results in forks.run(jobs)]
+        for order in (range(len(jobs)), shuffled):
+            answers = keeps.run([jobs[index] for index in order])
+            assert [[outcome(r) for r in results] for results in answers] == [expected[index] for index in order]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import math\nmath.left = [bytes(10 ** 6) for _ in range(30)]",
+        "import math\nmath.left = [[i] for i in range(200000)]",
+        "import sys\nsys.setrecursionlimit(10 ** 5)\ndef g(n): return [g(n - 1)] if n else []\nrepr(g(20000))",
+    ],
+)
+def test_a_child_that_moved_its_memory_is_replaced(executor, body):
+    one(executor, DOUBLE, "1")
+    child = kept_child(executor)
+    limits = Limits(cpu_seconds=2.0, wall_seconds=10.0)
+    result = one(executor, "def f():\n" + textwrap.indent(body, "    ") + "\n    return 1", limits=limits)
+    assert result.status in (Status.OK, Status.ERROR, Status.CRASHED, Status.MEMORY)
+    assert one(executor, HONEST, "7").value == HONEST_VALUE
+    assert kept_child(executor) != child
+
+
+def test_large_blocks_that_are_given_back_cost_no_child(executor):
+    one(executor, DOUBLE, "1")
+    child = kept_child(executor)
+    assert one(executor, "def f(): return [len(bytes(10 ** 7)) for _ in range(20)][-1]").value == "10000000"
+    one(executor, DOUBLE, "1")
+    assert kept_child(executor) == child
+
+
+def test_what_would_outlast_its_memory_is_done_in_a_fresh_child(executor):
+    program = """
+def f():
+    s = __import__('sys').modules['_signal']
+    s.signal(s.SIGALRM, s.SIG_IGN)
+    s.setitimer(s.ITIMER_REAL, 0.01)
+    s.pthread_sigmask(s.SIG_BLOCK, [s.SIGPROF])
+    return 1
+"""
+    assert one(executor, program).value == "1"
+    assert one(executor, "def f():\n    while True: pass", limits=SHORT).status is Status.TIMEOUT
+
+
+def test_a_timer_left_running_hits_nobody(executor):
+    program = """
+def f():
+    s = __import__('sys').modules['_signal']
+    s.setitimer(s.ITIMER_PROF, 0.002, 0.002)
+    return 1
+"""
+    assert one(executor, program).value == "1"
+    busy = "def f(n):\n    while n: n -= 1\n    return n"
+    for _ in range(5):
+        assert one(executor, busy, "400000").value == "0"
+
+
+def test_a_kept_child_that_is_killed_costs_no_verdict(executor):
+    for round_ in range(4):
+        assert one(executor, DOUBLE, str(round_)).value == str(2 * round_)
+        os.kill(kept_child(executor), signal.SIGKILL)
+        time.sleep(0.02 * (round_ % 2))
+        results = executor.run([job(DOUBLE, str(number)) for number in range(5)])
+        assert [result.value for (result,) in results] == ["0", "2", "4", "6", "8"]
+
+
+def test_reading_the_job_pipe_gives_nothing_and_ends_in_time(executor):
+    program = "def f():\n    return __import__('sys').modules['posix'].read(4, 10)"
+    result = one(executor, program, limits=SHORT)
+    assert (result.status, result.error_type) in ((Status.TIMEOUT, "wall"), (Status.ERROR, "PermissionError"))
+    assert one(executor, HONEST, "7").value == HONEST_VALUE
+
+
+def test_a_kernel_that_cannot_put_a_child_back_forks_one_for_every_job():
+    script = """
+        import ctypes, struct, platform
+        # A filter that answers EPERM to userfaultfd and allows all else.
+        number = {"x86_64": 323, "aarch64": 282}[platform.machine()]
+        lines = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]
+        from selfplay_gym.executors import seccomp
+        seccomp.assemble = lambda table, role=None: b"".join(struct.pack("<HBBI", *line) for line in lines)
+        ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+        seccomp.Filter(seccomp.X86_64).install()
+        from selfplay_gym.executors.sandbox import SandboxExecutor
+        from selfplay_gym.types import Job
+        with SandboxExecutor(workers=1) as executor:
+            (result,), = executor.run([Job("def f(x): return x + 1", ("1",))])
+            print(executor.tier, executor.walls["kept_children"], result.value)
+    """
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=root,
+    )
+    assert done.stdout.split() == ["full", "False", "2"]
