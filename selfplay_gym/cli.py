@@ -271,8 +271,8 @@ def list_names(
 ) -> None:
     """List what there is under a name."""
     kinds = {
-        "families": registry.families.names,
-        "suites": suites.SUITES.names,
+        "families": registry.families.working,
+        "suites": suites.SUITES.working,
         "executors": registry.executors.names,
         "recipes": _recipes,
         "checks": _checks,

@@ -631,6 +631,23 @@ def test_a_run_ends_its_report_is_written_and_it_cannot_lose_its_archive(
     assert "archive.sqlite is missing" in resumed.line
 
 
+def test_held_out_programs_stay_out_of_training_also_when_they_are_not_measured(
+    run: Run, recipe: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfplay_gym.training import run as training
+
+    gates = []
+
+    class Remembered(training.Gate):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            gates.append(self)
+
+    monkeypatch.setattr(training, "Gate", Remembered)
+    assert run("train", recipe, "--output", "out", "--set", "steps=1").code == 0
+    assert len(gates[0].held_out) > 100
+
+
 @pytest.mark.parametrize("content", [None, "", "not JSON\n", "[1]\n", '{"a": 1}\n', '{"step": 1}\n'])
 def test_report_of_no_run_is_one_line(run: Run, tmp_path: Path, content: str | None) -> None:
     (tmp_path / "out").mkdir()

@@ -215,7 +215,7 @@ class Leader:
             self.archive = stack.enter_context(Archive(self.folder.archive, capacity=self.config.capacity))
             if self.resume:
                 self.archive.rewind(self.start)
-            self.suites = holdout.load(self.executor, self.config.style) if self.config.holdout else []
+            self.suites = holdout.load(self.executor, self.config.style)  # kept out of training even if not measured
             self.game = self._game()
             self._interrupted = stack.enter_context(_interruptible(self.console))
             self.live = LiveTable(self.console, self.config.steps, tuple(self.game.referee.proposing))
@@ -248,7 +248,7 @@ class Leader:
         """Solve the hold-outs with the starting policy, unless that was done before the run was cut off."""
         self.console.print(self._opening(), highlight=False, soft_wrap=True)
         with self.generator.leading():
-            if self.suites and self.folder.read_json("holdout_before.json") is None:
+            if self.config.holdout and self.folder.read_json("holdout_before.json") is None:
                 # A resumed run without this file never got beyond it, so the policy is still the starting one.
                 began = time.monotonic()
                 scores = self._measure("before")
@@ -264,8 +264,8 @@ class Leader:
         before = self.folder.read_json("holdout_before.json")
         clock = self.folder.read_json("clock.json") or {}
         with self.generator.leading():
-            after = self._measure("after") if self.suites else {}
-        rows = holdout.compare(before, after) if self.suites else []
+            after = self._measure("after") if self.config.holdout else {}
+        rows = holdout.compare(before, after) if self.config.holdout else []
         # Over all sessions: what was interrupted counts no less than what came after.
         seconds = clock.get("holdout_before", 0.0) + self.folder.seconds_played() + time.monotonic() - began
         result = {
