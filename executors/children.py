@@ -13,6 +13,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # `signal` wraps every call in enums
 import contextlib
 import gc
+import marshal
 import os
 import resource
 import select
@@ -62,8 +63,15 @@ class _Kept(NamedTuple):
     snapshot: Snapshot
 
 
+class _Ending(NamedTuple):
+    """The frames of each job of a child and, if it ended before all were there, the fault of the running one."""
+
+    frames: list[list[bytes]]
+    fault: bytes | None
+
+
 class Children:
-    """Runs jobs, one after the other, each in a child that has seen no other program.
+    """Runs jobs, alone in a child that has seen no other program, or several in one.
 
     Attributes:
         keeps: Whether children are kept and put back; set to False where that does not work.
@@ -85,33 +93,77 @@ class Children:
         self._base_bytes = base_bytes
         self._compiler = Compiler(self._spawn_compiler)
         self._kept: _Kept | None = None
+        self._known_answer = (0, b"")
         self.keeps = proc is not None and filters.kept is not None
         self.kept_served = 0
         self.refusal = ""
 
-    def run(self, job: Job, message: bytes) -> list[bytes]:
-        """Return one frame a run; fewer where the job stops at its first failure.
+    def run(self, jobs: list[Job], message: bytes) -> list[list[bytes]]:
+        """Return the frames of each job: one a run; fewer where it stops at its first failure.
+
+        Several jobs share a child. What cannot share one, and what was there when anything went wrong, is answered by
+        one frame that says `ALONE`.
 
         Args:
-            job: What to run.
+            jobs: What to run.
             message: The same as `runner.serve` reads it.
         """
+        return [self._run_alone(jobs[0], message)] if len(jobs) == 1 else self._run_together(jobs, message)
+
+    def _run_alone(self, job: Job, message: bytes) -> list[bytes]:
+        if job.separate:
+            return self._run_apart(job)
         done: list[bytes] = []
         while len(done) < len(job.runs):
-            frames, fault = None, None
-            if self.keeps and not done and len(message) <= LARGEST_KEPT:
-                try:
-                    frames, fault = self._run_in_kept(job, message)
-                except (OSError, SnapshotLost) as error:
-                    self.refusal = str(error)
-            if frames is None:
-                frames, fault = self._run_in_fresh(job, len(done), len(message))
-            done += frames
-            if fault is not None:
-                done.append(fault)
+            ending = None if done else self._try_kept([job], message)
+            if ending is None:
+                ending = self._run_in_fresh([job], len(done), len(message))
+            done += ending.frames[0]
+            if ending.fault is not None:
+                done.append(ending.fault)
             if job.stop and done[-1][4] != self._runner.OK:
                 break
         return done
+
+    def _run_apart(self, job: Job) -> list[bytes]:
+        """Run every run as a job of its own."""
+        done: list[bytes] = []
+        for run in job.runs:
+            single = job._replace(runs=(run,), separate=False)
+            done += self._run_alone(single, marshal.dumps([tuple(single)]))
+            if job.stop and done[-1][4] != self._runner.OK:
+                break
+        return done
+
+    def _run_together(self, jobs: list[Job], message: bytes) -> list[list[bytes]]:
+        ending = self._try_kept(jobs, message)
+        if ending is None:
+            ending = self._run_in_fresh(jobs, 0, len(message))
+        alone = [self._fault("alone", "")]
+        if ending.fault is not None or self._said(ending.frames[-1][0]) != self._known_answer:
+            return [alone] * len(jobs)
+        return ending.frames[:-1]
+
+    def learn_known_answer(self) -> None:
+        """Run here, before the first program, what closes the work of several jobs in one child."""
+        self._known_answer = self._said(next(self._runner.frames(self._runner.KNOWN, 0)))
+
+    def _said(self, frame: bytes) -> tuple[int, bytes]:
+        """Return the status and the payload of a frame."""
+        return frame[4], frame[self._runner.FRAME.size :]
+
+    def _with_known(self, jobs: list[Job]) -> list[Job]:
+        """Return what a child answers that is asked for these jobs."""
+        return jobs if len(jobs) == 1 else [*jobs, self._runner.KNOWN]
+
+    def _try_kept(self, jobs: list[Job], message: bytes) -> _Ending | None:
+        if not self.keeps or len(message) > LARGEST_KEPT:
+            return None
+        try:
+            return self._run_in_kept(jobs, message)
+        except (OSError, SnapshotLost) as error:
+            self.refusal = str(error)
+            return None
 
     def cpu_seconds(self) -> float:
         """Return the processor time of this process and its children so far."""
@@ -137,13 +189,14 @@ class Children:
 
     # --- fresh -------------------------------------------------------------------------------------------------------
 
-    def _run_in_fresh(self, job: Job, start: int, size: int) -> tuple[list[bytes], bytes | None]:
-        """Run from ``start`` on; return the frames and, if the child ended early, the running one's fault."""
-        if job.is_text and job.cpu_seconds >= COMPILE_BUDGET and not job.code:
-            job = self._runner.Job(*job[:-1], self._compiler.compile(job.program))
+    def _run_in_fresh(self, jobs: list[Job], start: int, size: int) -> _Ending:
+        """Run one job from the run at ``start`` on, or several."""
+        job = jobs[0]
+        if len(jobs) == 1 and job.is_text and job.cpu_seconds >= COMPILE_BUDGET:
+            jobs = [job._replace(code=self._compiler.compile(job.program))]
         read_end, write_end = os.pipe()
-        watch = Watch(self._runner, job, start, read_end, size)
-        child = self._fork(lambda: self._be_fresh(job, start), write_end, job.memory_bytes + 2 * size)
+        watch = Watch(self._runner, self._with_known(jobs), start, read_end, size)
+        child = self._fork(lambda: self._be_fresh(jobs, start), write_end, job.memory_bytes + 2 * size)
         over_budget = False
         try:
             watch.wait()  # at once: until the child ends, every page touched here is copied
@@ -157,17 +210,17 @@ class Children:
             extra = watch.has_more()
             os.close(read_end)
         if watch.complete and not extra:
-            return watch.frames, None
+            return _Ending(watch.frames, None)
         return self._blame(watch, fault, status, over_budget)
 
-    def _be_fresh(self, job: Job, start: int) -> None:
+    def _be_fresh(self, jobs: list[Job], start: int) -> None:
         os.closerange(seccomp.RESULT_FD + 1, walls.OPEN_FILES)
         self._confine(self._filters.child)
-        self._runner.write_frames(job, start, seccomp.RESULT_FD)
+        self._runner.write_frames(jobs, start, seccomp.RESULT_FD)
 
     # --- kept --------------------------------------------------------------------------------------------------------
 
-    def _run_in_kept(self, job: Job, message: bytes) -> tuple[list[bytes], bytes | None]:
+    def _run_in_kept(self, jobs: list[Job], message: bytes) -> _Ending:
         """As `_run_in_fresh`, from the first run on.
 
         Raises:
@@ -175,9 +228,10 @@ class Children:
         """
         kept = self._kept or self._start_kept()
         process, size = kept.process, len(message)
-        watch = Watch(self._runner, job, 0, kept.frames, size, _processor_seconds(process))
+        watch = Watch(self._runner, self._with_known(jobs), 0, kept.frames, size, _processor_seconds(process))
+        memory = kept.snapshot.address_space + MEMORY_SLACK + jobs[0].memory_bytes + 2 * size
         try:
-            _limit_memory_of(process, kept.snapshot.address_space + MEMORY_SLACK + job.memory_bytes + 2 * size)
+            _limit_memory_of(process, memory)
             os.write(kept.jobs, message)
             kept.snapshot.resume()
         except OSError:  # somebody ended it
@@ -195,9 +249,9 @@ class Children:
         else:
             self.kept_served += 1
         if watch.complete and not extra:
-            return watch.frames, None
+            return _Ending(watch.frames, None)
         if fault.startswith("timeout"):
-            return watch.frames, self._timeout(fault, watch)
+            return _Ending(watch.frames, self._timeout(fault, watch))
         raise SnapshotLost("what ended it may be the stricter filter, or an earlier job")
 
     def _start_kept(self) -> _Kept:
@@ -256,20 +310,21 @@ class Children:
 
     # --- how a child ended -------------------------------------------------------------------------------------------
 
-    def _blame(self, watch: Watch, fault: str, status: int, over_budget: bool) -> tuple[list[bytes], bytes | None]:
+    def _blame(self, watch: Watch, fault: str, status: int, over_budget: bool) -> _Ending:
         """Return what stands of the frames of a child that ended otherwise than asked for, and its fault."""
         if self._tier == "full":
             self._compiler.end()
             self.end_kept()
             _end_all_others()
         if watch.complete:  # more than was asked for: nothing this child said can stand
-            return [self._fault("crashed", "protocol")] * len(watch.frames), None
+            spoilt = self._fault("crashed", "protocol")
+            return _Ending([[spoilt] * len(frames) for frames in watch.frames], None)
         if fault.startswith("timeout"):
-            return watch.frames, self._timeout(fault, watch)
+            return _Ending(watch.frames, self._timeout(fault, watch))
         if fault:
             status_name, _, reason = fault.partition(":")
-            return watch.frames, self._fault(status_name, reason)
-        return watch.frames, self._fault_of_exit(status, over_budget)
+            return _Ending(watch.frames, self._fault(status_name, reason))
+        return _Ending(watch.frames, self._fault_of_exit(status, over_budget))
 
     def _timeout(self, fault: str, watch: Watch) -> bytes:
         name, kind = fault.split(":", 1)

@@ -22,11 +22,14 @@ from types import CodeType, FrameType, TracebackType
 from typing import NamedTuple
 
 from selfplay_gym.executors.compiler import PROGRAM_NAME
+from selfplay_gym.executors.router import Router
 from selfplay_gym.literals import NotALiteral, encode
 
 FRAME = struct.Struct("<IBII")  # length of the payload, status, line, microseconds of processor time
 OK, ERROR, TIMEOUT, MEMORY, OUTPUT_LIMIT, UNSERIALISABLE = range(6)
 CRASHED, FORBIDDEN, NO_VERDICT = range(6, 9)  # these only the server can say
+ALONE = 9  # not an ending: the program must run in a child of its own
+STEADY = 10  # `OK`, and no hash seed could make it another value; said of a program that shares its child
 MESSAGE_CHARACTERS = 200
 STDOUT_CHARACTERS = 2**20
 
@@ -47,12 +50,20 @@ Outcome = tuple[int, int, bytes]  # status, line, payload
 
 
 class Job(NamedTuple):
-    """A program and the order in which its inputs are run, as the trusted side sends it."""
+    """A program and the order in which its inputs are run, as the trusted side sends it.
+
+    Attributes:
+        inputs: Bytes are marshalled arguments; text says why they are no literals, or is an expression.
+        runs: Indices of inputs, in order.
+        stop: End at the first run that is not `OK`.
+        separate: A child for every run.
+        code: The program compiled and marshalled, if the server could have that done.
+    """
 
     program: bytes
     is_text: bool
     entry: str
-    inputs: tuple[str | bytes, ...]  # bytes: marshalled arguments; text: why they are no literals, or an expression
+    inputs: tuple[str | bytes, ...]
     runs: tuple[int, ...]
     literal_inputs: bool
     stop: bool
@@ -60,7 +71,29 @@ class Job(NamedTuple):
     wall_seconds: float
     memory_bytes: int
     output_bytes: int
-    code: bytes = b""  # the program compiled and marshalled, if the server could have that done
+    separate: bool = False
+    code: bytes = b""
+
+
+# Closes what several jobs did in one child; the server knows the answer.
+KNOWN = Job(
+    program=b"""
+def f(words, n):
+    counts = {word: len(word) for word in sorted(set(words))}
+    squares = [i * i for i in range(n) if i % 2]
+    return counts, squares, max(squares), str(1.5), "-".join(reversed(words)), isinstance(n, int), abs(-n)
+""",
+    is_text=True,
+    entry="f",
+    inputs=(marshal.dumps(([["b", "aa"], 6], {})),),
+    runs=(0,),
+    literal_inputs=True,
+    stop=False,
+    cpu_seconds=0.1,
+    wall_seconds=1.0,
+    memory_bytes=2**24,
+    output_bytes=1024,
+)
 
 
 class _Expired(BaseException):
@@ -106,9 +139,19 @@ def _on_timer(number: int, frame: object) -> None:
         raise _Expired
 
 
+HOLD_SECONDS, _HOLD_BYTES = 0.02, 2**14
 _RESERVE_BYTES, _RESERVE_BLOCK, _RESERVE_KEPT = 3 * 2**20, 400, 500
 _reserve: list[bytes] = []
 _kept = False  # whether this process is put back after each job; its filter then lets nobody change signals
+
+
+_router = Router(())  # as long as no module is known, none is shared
+
+
+def learn_modules() -> None:
+    """Remember the interpreter as it is now, with all modules loaded and before the first program."""
+    global _router
+    _router = Router()
 
 
 def get_ready() -> None:
@@ -120,21 +163,35 @@ def get_ready() -> None:
 
 
 def serve(jobs: int, pipe: int) -> None:
-    """Read a job and write its frames; then wait to be put back to before the reading."""
-    job = Job(*_loads(_read(jobs, 65536)))
-    write_frames(job, 0, pipe)
+    """Read jobs and write their frames; then wait to be put back to before the reading."""
+    write_frames([Job(*fields) for fields in _loads(_read(jobs, 65536))], 0, pipe)
     _read(jobs, 1)
 
 
 Supply = Callable[[], Arguments]
 
 
-def write_frames(job: Job, start: int, pipe: int) -> None:
-    """Write the frames of `frames` to ``pipe``, each as soon as its run ended.
+def write_frames(jobs: list[Job], start: int, pipe: int) -> None:
+    """Write the frames of one job, from the run at ``start`` on, or those of several and of the known answer.
 
     From one depth of calls, whoever calls: a program can count how many more it may make.
     """
-    _at_depth(_CALL_DEPTH, lambda: _write_all(frames(job, start), pipe))
+    written = _own_frames(jobs[0], start) if len(jobs) == 1 else _shared_frames(jobs)
+    _at_depth(_CALL_DEPTH, lambda: _write_all(written, pipe, 0.0 if len(jobs) == 1 else HOLD_SECONDS))
+
+
+def _own_frames(job: Job, start: int) -> Iterator[bytes]:
+    yield from frames(job, start)  # at the same depth of calls as those that share a child
+
+
+def _shared_frames(jobs: list[Job]) -> Iterator[bytes]:
+    for job in jobs:
+        yield from frames(job, 0, shared=True)
+        for stream in (_sys.stdout, _sys.stderr):  # the rest of `reset` no program that shares can reach
+            if type(stream) is Null:
+                stream.left = STDOUT_CHARACTERS
+    (answer,) = frames(KNOWN, 0)
+    yield _pack(0, ERROR, 0, 0) if _router.changed() else answer
 
 
 def _at_depth(depth: int, act: Callable[[], None]) -> None:
@@ -151,24 +208,34 @@ def _called_through(calls: int, act: Callable[[], None]) -> None:
         act()
 
 
-def _write_all(written: Iterator[bytes], pipe: int) -> None:
+def _write_all(written: Iterator[bytes], pipe: int, hold: float) -> None:
+    """Write frames, after ``hold`` seconds of processor time at the latest: to write wakes the server."""
+    held, written_at = b"", _thread_time()
     for frame in written:
-        view = memoryview(frame)
-        while view:
-            view = view[_write(pipe, view) :]
+        held += frame
+        if not hold or len(held) >= _HOLD_BYTES or _thread_time() - written_at >= hold:
+            _write_whole(held, pipe)
+            held, written_at = b"", _thread_time()
+    _write_whole(held, pipe)
 
 
-def frames(job: Job, start: int) -> Iterator[bytes]:
-    """Yield one frame a run, from the run at ``start`` on."""
+def _write_whole(text: bytes, pipe: int) -> None:
+    view = memoryview(text)
+    while view:
+        view = view[_write(pipe, view) :]
+
+
+def frames(job: Job, start: int, shared: bool = False) -> Iterator[bytes]:
+    """Yield one frame a run, from the run at ``start`` on; `ALONE` and no more if it may not share this child."""
     # Before any untrusted code: a program cannot touch how its later inputs are read.
     arguments = [_supply(job, job.inputs[index]) for index in job.runs[start:]]
-    program = _Program(job)
+    program = _Program(job, shared)
     for position, supply in enumerate(arguments):
         if position:
             reset()
         status, line, payload, seconds = _timed(program, supply)
         yield _pack(len(payload), status, line, min(int(seconds * 1e6), 0xFFFFFFFF)) + payload
-        if job.stop and status != OK:
+        if status == ALONE or (job.stop and status not in (OK, STEADY)):
             return
 
 
@@ -211,8 +278,10 @@ def reset() -> None:
 class _Program:
     """Compiles once, inside the budget of the run that comes first."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, shared: bool) -> None:
         self.job = job
+        self._shared = shared
+        self._ok = OK
         self._code: CodeType | None = None
         self._refused: Outcome | None = None
 
@@ -233,7 +302,7 @@ class _Program:
             return _failure()
         _set_recursion_limit(_RECURSION_LIMIT)  # the program may have left none to write the value with
         try:
-            return OK, 0, encode(value, self.job.output_bytes).encode()
+            return self._ok, 0, encode(value, self.job.output_bytes).encode()
         except NotALiteral as refusal:
             too_large = str(refusal) == "too large"
             return (OUTPUT_LIMIT, 0, b"value\0") if too_large else (UNSERIALISABLE, 0, _words("", str(refusal)))
@@ -248,7 +317,13 @@ class _Program:
                 self._code = _loads(self.job.code)
                 return
             source = program.decode("utf-8", "surrogatepass") if self.job.is_text else program
-            self._code = compile(source, PROGRAM_NAME, "exec", 0, True)
+            code = compile(source, PROGRAM_NAME, "exec", 0, True)
+            if self._shared:
+                if not _router.shares(code):
+                    self._refused = ALONE, 0, b""
+                    return
+                self._ok = STEADY if self.job.stop and _router.is_steady(code) else OK
+            self._code = code
         except BaseException:
             self._refused = _failure()
 

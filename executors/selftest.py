@@ -62,8 +62,8 @@ def check_kept(children: Children, child_side: Any) -> bool:
     """Return whether one child serves several jobs without a trace of those before; if not, keep none from here on."""
     if children.keeps:
         job = (_LEAVES_MARKS, True, "f", (marshal.dumps(([], {})),), (0,), True, False, 5.0, 5.0, 2**28, 4096)
-        message = marshal.dumps(job)
-        answers = [children.run(child_side.Job(*job), message) for _ in range(_KEPT_ROUNDS)]
+        message = marshal.dumps([job])
+        answers = [children.run([child_side.Job(*job)], message)[0] for _ in range(_KEPT_ROUNDS)]
         clean = all(len(frames) == 1 and frames[0].endswith(b"0") for frames in answers)
         children.keeps = clean and children.kept_served >= _KEPT_ROUNDS
     if not children.keeps:

@@ -26,7 +26,7 @@ from selfplay_gym.executors.children import Children, Filters
 from selfplay_gym.executors.compiler import compiled
 from selfplay_gym.executors.selftest import WallMissing, check_kept, check_walls
 
-LENGTH = struct.Struct("<I")
+LENGTH, COUNT = struct.Struct("<I"), struct.Struct("<I")
 CONTROL_FD = 3
 
 
@@ -84,7 +84,9 @@ def _build(tier: str, trainer: int, literals_file: str, light: bool, keeps: bool
     children = Children(child_side, tier, filters, base, proc)
     modules.forget_modules()
     _warm_up(child_side, light)
+    child_side.learn_modules()
     child_side.reset()  # the state in which every child begins its first run
+    children.learn_known_answer()
     gc.collect()
     walls.give_back_memory()
     gc.freeze()
@@ -176,8 +178,9 @@ def _serve(child_side: Any, children: Children) -> None:
             _send(b"U" + struct.pack("<d", children.cpu_seconds()))
             continue
         fields = message[1:]
-        job = child_side.Job(*marshal.loads(fields))  # noqa: S302 - from the trusted side
-        _send(b"A" + b"".join(children.run(job, fields)))
+        jobs = [child_side.Job(*given) for given in marshal.loads(fields)]  # noqa: S302 - from the trusted side
+        answers = children.run(jobs, fields)
+        _send(b"A" + b"".join(COUNT.pack(len(frames)) + b"".join(frames) for frames in answers))
 
 
 def _warm_up(child_side: Any, light: bool) -> None:

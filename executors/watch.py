@@ -1,4 +1,4 @@
-"""Follows one child through one job: counts its frames, checks their shape, holds the clocks.
+"""Follows one child through its jobs: counts its frames, checks their shape, holds the clocks.
 
 A child is never believed: what it writes counts only as many frames of the right shape, in time. Runs in the server
 alone. Standard library only.
@@ -21,26 +21,39 @@ PAYLOAD_SLACK = 1024  # an error's name and message
 
 
 class Watch:
-    """What the server knows of one child's work on one job.
+    """What the server knows of one child's work on its jobs.
 
     Sparing on purpose: after a fork every page this process writes to is copied, at some microseconds each.
+
+    Attributes:
+        frames: Those of each job so far.
+        complete: Whether every job has all its frames.
+        used: Processor time of the run that met the clock on the wall.
     """
 
-    def __init__(self, child_side: Any, job: Job, start: int, pipe: int, size: int, used_before: float = 0.0) -> None:
+    def __init__(
+        self, child_side: Any, jobs: list[Job], start: int, pipe: int, size: int, used_before: float = 0.0
+    ) -> None:
         self._runner = child_side
-        self._job = job
-        self._expected = len(job.runs) - start
+        self._jobs = jobs
+        self._at = 0  # the job whose frames come next
+        self._expected = len(jobs[0].runs) - start
         self._pipe = pipe
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
+        self._hold = child_side.HOLD_SECONDS if len(jobs) > 1 else 0.0
         self._grace = PREPARE_SECONDS + PREPARE_SECONDS_PER_BYTE * size
         self._clock = 0
         self._cpu_mark = used_before
         self._wall_mark = time.monotonic()
         self._buffer = b""
-        self.frames: list[bytes] = []
+        self.frames: list[list[bytes]] = [[] for _ in jobs]
         self.complete = False
-        self.used = 0.0  # processor time of the run that met the clock on the wall
+        self.used = 0.0
+
+    @property
+    def _job(self) -> Job:
+        return self._jobs[self._at]
 
     def wait(self) -> None:
         """Wait a little for the first frame; `follow` does what there is to do then, also if the child has ended."""
@@ -75,19 +88,35 @@ class Watch:
         header, at = self._runner.FRAME, 0
         while len(self._buffer) - at >= header.size and not self.complete:
             length, status, _, _ = header.unpack_from(self._buffer, at)
-            if length > self._job.output_bytes + PAYLOAD_SLACK or status > self._runner.UNSERIALISABLE:
+            if length > self._job.output_bytes + PAYLOAD_SLACK or not self._may_say(status):
                 return False
             end = at + header.size + length
             if len(self._buffer) < end:
                 break
-            self.frames.append(self._buffer[at:end])
+            self._file(self._buffer[at:end], status)
             at = end
-            self.complete = len(self.frames) == self._expected or (self._job.stop and status != self._runner.OK)
         if at:
             self._buffer = self._buffer[at:]
             if not self.complete:
                 self._cpu_mark, self._wall_mark, self._grace = self._cpu(), time.monotonic(), 0.0
         return True
+
+    def _may_say(self, status: int) -> bool:
+        if len(self._jobs) > 1 and (status == self._runner.STEADY or not self.frames[self._at]):
+            return status <= self._runner.UNSERIALISABLE or status in (self._runner.ALONE, self._runner.STEADY)
+        allowed: bool = status <= self._runner.UNSERIALISABLE
+        return allowed
+
+    def _file(self, frame: bytes, status: int) -> None:
+        self.frames[self._at].append(frame)
+        fine = status in (self._runner.OK, self._runner.STEADY)
+        ended = status == self._runner.ALONE or (self._job.stop and not fine)
+        if ended or len(self.frames[self._at]) == self._expected:
+            if self._at + 1 == len(self._jobs):
+                self.complete = True
+            else:
+                self._at += 1
+                self._expected = len(self._job.runs)
 
     def _cpu(self) -> float:
         try:
@@ -97,10 +126,10 @@ class Watch:
 
     def cpu_left(self) -> float:
         """Return the processor time before the running one is killed."""
-        return HARD_FACTOR * self._job.cpu_seconds + self._grace - (self._cpu() - self._cpu_mark)
+        return HARD_FACTOR * self._job.cpu_seconds + self._grace + self._hold - (self._cpu() - self._cpu_mark)
 
     def _wall_left(self) -> float:
-        return self._job.wall_seconds + self._grace - (time.monotonic() - self._wall_mark)
+        return self._job.wall_seconds + self._grace + self._hold - (time.monotonic() - self._wall_mark)
 
 
 def processor_clock(process: int) -> int:

@@ -116,8 +116,8 @@ def bench_executor(rounds: int = 7, count: int = 240) -> BenchResult:
     # The import alone sends it to a server that holds all modules, whose children cost more.
     full = [replace(job, program=f"import json\n{job.program!s}") for job in single]
     with contextlib.ExitStack() as stack:
-        executor = stack.enter_context(SandboxExecutor(workers=1))
-        forking = stack.enter_context(SandboxExecutor(workers=1, keep_children=False))
+        executor = stack.enter_context(SandboxExecutor(workers=1, cache_bytes=0))
+        forking = stack.enter_context(SandboxExecutor(workers=1, cache_bytes=0, keep_children=False))
         rivals: list[tuple[str, Callable[[Sequence[Job]], object], Sequence[Job], Callable[[], float]]] = [
             ("in-process", _run_in_process, single, _own_seconds),
             ("python -I, one a run", _run_fresh, single[: max(6, count // 20)], _children_seconds),

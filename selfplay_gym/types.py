@@ -88,6 +88,10 @@ class Job:
     check_determinism: bool = False
 
 
+ChildPer = Literal["batch", "program", "run"]
+"""What has a process of the sandbox to itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """How one run of one input ended.

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
-from selfplay_gym.training import decoding, nano
+from selfplay_gym.training import decoding, generation, nano
 from selfplay_gym.training.decoding import DecodeLoop, supports
 from selfplay_gym.training.generation import (
     GenerationBackend,
@@ -247,6 +247,15 @@ def test_bfloat16_stays_near() -> None:
         assert sample.logprobs == pytest.approx(forward_logprobs(model, request, sample), abs=0.2)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_loop_makes_its_tensors_where_the_model_is(name: str) -> None:
+    # The meta device computes nothing, but as a GPU does it refuses a tensor that was left on the CPU.
+    weights = decoding._Weights(make_model(name).to("meta"), torch.float32)
+    ids = torch.zeros(2, 8, dtype=torch.int64, device="meta")
+    logits = decoding._read_prompts(weights, ids, ids[:, 0], decoding._Cache.empty(weights, 2, 8))
+    assert (logits.device.type, logits.shape) == ("meta", (2, VOCABULARY))
+
+
 def test_weights_that_diverged_are_reported() -> None:
     model = make_model()
     with torch.no_grad():
@@ -375,6 +384,18 @@ def test_impossible_dtypes_and_devices_are_refused(checkpoint: Path) -> None:
         Policy.load(checkpoint, dtype="float8")
     with pytest.raises(InvalidConfig, match="device must be"):
         Policy.load(checkpoint, device="graphics card")
+
+
+@pytest.mark.parametrize(("local_rank", "expected"), [(None, "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")])
+def test_each_process_of_a_host_takes_a_gpu_of_its_own(
+    local_rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert generation._device("auto") == torch.device(expected)
 
 
 def test_generation_leaves_the_model_trainable() -> None:

@@ -22,7 +22,7 @@ HONEST_VALUE = "[7, 4, '1.5', [1, 3]]"
 
 @pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
 def executor(request):
-    with SandboxExecutor(workers=1, tier=request.param) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=1, tier=request.param) as executor:
         if not executor.walls["kept_children"]:
             pytest.skip("this kernel cannot put a child back")
         yield executor
@@ -30,7 +30,7 @@ def executor(request):
 
 def kept_child(executor) -> int:
     """Return the process that serves job after job."""
-    (server,) = executor._servers["A"]
+    (server,) = executor._pool.servers["A"]
     return max(processes_of(server._keeper.pid))
 
 
@@ -108,7 +108,7 @@ def test_no_verdict_depends_on_who_serves():
     jobs = programs(240, 2) + [job(program, "", limits=limits) for program in hostile]
     jobs += [job("def f(n):\n    try: return f(n + 1)\n    except RecursionError: return n", "0", "0", policy="plain")]
     shuffled = random.Random(0).sample(range(len(jobs)), len(jobs))
-    with SandboxExecutor(workers=1) as keeps, SandboxExecutor(workers=1, keep_children=False) as forks:
+    with SandboxExecutor(cache_bytes=0, workers=1) as keeps, SandboxExecutor(workers=1, keep_children=False) as forks:
         expected = [[outcome(result) for result in results] for results in forks.run(jobs)]
         for order in (range(len(jobs)), shuffled):
             answers = keeps.run([jobs[index] for index in order])
@@ -195,7 +195,7 @@ def test_a_kernel_that_cannot_put_a_child_back_forks_one_for_every_job():
         seccomp.Filter(seccomp.X86_64).install()
         from selfplay_gym.executors.sandbox import SandboxExecutor
         from selfplay_gym.types import Job
-        with SandboxExecutor(workers=1) as executor:
+        with SandboxExecutor(cache_bytes=0, workers=1) as executor:
             (result,), = executor.run([Job("def f(x): return x + 1", ("1",))])
             print(executor.tier, executor.walls["kept_children"], result.value)
     """

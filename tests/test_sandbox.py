@@ -25,7 +25,7 @@ LOOP = "def f(x):\n    while True: pass"
 
 @pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
 def executor(request):
-    with SandboxExecutor(workers=2, tier=request.param) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=2, tier=request.param) as executor:
         yield executor
 
 
@@ -56,7 +56,7 @@ def processes_of(session_leader: int) -> list[int]:
 
 
 def sessions(executor) -> list[int]:
-    return [server._keeper.pid for server in executor._all_servers()]
+    return [server._keeper.pid for server in executor._pool.all()]
 
 
 def all_end(leaders: list[int], seconds: float = 5.0) -> bool:
@@ -336,7 +336,7 @@ def test_a_server_killed_in_mid_batch_loses_and_doubles_nothing(executor):
 
     def kill_one():
         time.sleep(0.15)
-        leader = executor._servers["A"][0]._keeper.pid
+        leader = executor._pool.servers["A"][0]._keeper.pid
         (server,) = [p for p in processes_of(leader) if p != leader][:1] or [leader]
         os.kill(server, signal.SIGKILL)
 
@@ -423,7 +423,7 @@ def test_a_job_whose_server_dies_every_time_gets_no_verdict(executor):
 
     def keep_killing():
         while not stop.is_set():
-            for server in list(executor._all_servers()):
+            for server in list(executor._pool.all()):
                 if server.under_way and server.alive:
                     os.kill(server._keeper.pid, signal.SIGKILL)
             time.sleep(0.03)
@@ -462,7 +462,7 @@ def test_ctrl_c_leaves_the_executor_usable(executor):
 
 
 def test_closing_leaves_no_process():
-    executor = SandboxExecutor(workers=2)
+    executor = SandboxExecutor(cache_bytes=0, workers=2)
     one(executor, DOUBLE, "1", check_determinism=True)
     leaders = sessions(executor)
     assert len(leaders) == 4
@@ -481,9 +481,9 @@ def test_a_trainer_killed_outright_leaves_no_process(tier, busy):
         import sys
         from selfplay_gym.executors.sandbox import SandboxExecutor
         from selfplay_gym.types import Job, Limits
-        executor = SandboxExecutor(workers=1, tier={str(tier)!r})
+        executor = SandboxExecutor(cache_bytes=0, workers=1, tier={str(tier)!r})
         executor.run([Job("def f(): return 1", ("",), check_determinism=True)])
-        print(*[server._keeper.pid for server in executor._all_servers()], flush=True)
+        print(*[server._keeper.pid for server in executor._pool.all()], flush=True)
         if {busy}:
             executor.run([Job("def f():\\n    while True: pass", ("",), limits=Limits(60, 60))])
         sys.stdin.read()
@@ -499,7 +499,7 @@ def test_a_trainer_killed_outright_leaves_no_process(tier, busy):
 
 
 def test_a_forked_trainer_is_told_to_make_its_own():
-    with SandboxExecutor(workers=1) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=1) as executor:
         child = os.fork()
         if not child:
             try:
@@ -526,8 +526,8 @@ def test_every_wall_is_reported(executor):
 
 def test_process_only_must_be_asked_for():
     with pytest.raises(ExecutorError, match="allow_process_only"):
-        SandboxExecutor(tier=Tier.PROCESS_ONLY)
-    with SandboxExecutor(workers=1, tier=Tier.PROCESS_ONLY, allow_process_only=True) as executor:
+        SandboxExecutor(cache_bytes=0, tier=Tier.PROCESS_ONLY)
+    with SandboxExecutor(cache_bytes=0, workers=1, tier=Tier.PROCESS_ONLY, allow_process_only=True) as executor:
         assert executor.tier is Tier.PROCESS_ONLY
         assert one(executor, DOUBLE, "4").value == "8"
         assert one(executor, LOOP, "1", limits=SHORT).status is Status.TIMEOUT
@@ -541,7 +541,7 @@ _HELPER = """
     from selfplay_gym.executors.sandbox import SandboxExecutor
     from selfplay_gym.types import Job
     try:
-        with SandboxExecutor(workers=1) as executor:
+        with SandboxExecutor(cache_bytes=0, workers=1) as executor:
             print(executor.tier, executor.run([Job("def f(): return 1", ("",))])[0][0].value)
     except Exception as error:
         print(type(error).__name__, error)
@@ -586,7 +586,7 @@ seccomp.Filter(seccomp.X86_64).install()
 
 def test_the_executor_starts_in_no_time():
     began = time.monotonic()
-    with SandboxExecutor(workers=1) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=1) as executor:
         one(executor, DOUBLE, "1")
     assert time.monotonic() - began < 5  # generous: the benchmark has the figure
 

@@ -29,7 +29,7 @@ HONEST = "def f(x): return [x, len('four'), repr(1.5), sorted({3, 1})]"
 @pytest.fixture(scope="module", params=[(Tier.FULL, True), (Tier.FILTER_ONLY, True), (Tier.FULL, False)], ids=str)
 def executor(request):
     tier, keep_children = request.param
-    with SandboxExecutor(workers=1, tier=tier, keep_children=keep_children) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=1, tier=tier, keep_children=keep_children) as executor:
         yield executor
 
 

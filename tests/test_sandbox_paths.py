@@ -10,7 +10,8 @@ import pytest
 from selfplay_gym import literals
 from selfplay_gym.executors import compiler
 from selfplay_gym.executors.compiler import CODE_FD, SOURCE_FD, Compiler, compiled
-from selfplay_gym.executors.sandbox import SandboxExecutor, is_light
+from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.executors.tickets import is_light
 from selfplay_gym.types import Job, Limits, Status, Tier
 from tests.test_sandbox import job, one, processes_of, run
 
@@ -19,18 +20,18 @@ DOUBLE = "def f(x): return x * 2"
 
 @pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
 def executor(request):
-    with SandboxExecutor(workers=1, tier=request.param) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=1, tier=request.param) as executor:
         yield executor
 
 
 @pytest.fixture(scope="module", params=[Tier.FULL, Tier.FILTER_ONLY])
 def forking(request):
-    with SandboxExecutor(workers=1, tier=request.param, keep_children=False) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=1, tier=request.param, keep_children=False) as executor:
         yield executor
 
 
 def started(executor) -> set[str]:
-    return {kind for kind, servers in executor._servers.items() if servers}
+    return {kind for kind, servers in executor._pool.servers.items() if servers}
 
 
 # --- light or full ---------------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def test_only_programs_that_plainly_need_little_are_light(program, light):
 
 
 def test_the_full_server_starts_when_it_is_needed():
-    with SandboxExecutor(workers=1) as executor:
+    with SandboxExecutor(cache_bytes=0, workers=1) as executor:
         assert one(executor, DOUBLE, "1", check_determinism=True).value == "2"
         assert started(executor) == {"A", "B"}
         assert one(executor, "import json\ndef f(): return json.dumps([1])").value == "'[1]'"
@@ -182,11 +183,11 @@ def test_a_killed_compiler_costs_no_verdict(forking):
     executor = forking
     for round_ in range(4):
         assert one(executor, DOUBLE, str(round_)).value == str(2 * round_)
-        keeper = executor._servers["A"][0]._keeper.pid
+        keeper = executor._pool.servers["A"][0]._keeper.pid
         server, helper = sorted(p for p in processes_of(keeper) if p != keeper)
         os.kill(helper, signal.SIGKILL)
         time.sleep(0.02)
-        assert executor.run([job(DOUBLE, str(n)) for n in range(3)])[2][0].value == "4"
+        assert [one(executor, DOUBLE, str(n)).value for n in range(3)] == ["0", "2", "4"]
         assert server in processes_of(keeper)
 
 

@@ -103,12 +103,12 @@ class _Weights:
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-        half = self.head_size // 2
-        pairs = torch.arange(self.head_size).view(2, half).t().reshape(-1)  # 0, half, 1, half + 1, ...
+        half, device = self.head_size // 2, self.embedding.device
+        pairs = torch.arange(self.head_size, device=device).view(2, half).t().reshape(-1)  # 0, half, 1, half + 1, ...
         rotated = self.heads + self.kv_heads
-        everything = torch.arange((rotated + self.kv_heads) * self.head_size).view(-1, self.head_size)
+        everything = torch.arange((rotated + self.kv_heads) * self.head_size, device=device).view(-1, self.head_size)
         order = torch.cat([everything[:rotated, pairs], everything[rotated:]]).reshape(-1)
-        scale = torch.ones(rotated + self.kv_heads, self.head_size)
+        scale = torch.ones(rotated + self.kv_heads, self.head_size, device=device)
         gain = None
         if hasattr(attention, "q_norm"):
             gains = attention.q_norm.weight[pairs].expand(self.heads, -1) * self.head_size**-0.5

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -329,7 +330,8 @@ class Policy:
         Args:
             source: Folder written by ``save_pretrained``, or the hub's id.
             dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
-            device: ``auto`` (CUDA where there is one), or a torch device such as ``cpu`` or ``cuda:1``.
+            device: ``auto`` (CUDA where there is one, the process's own GPU of several), or a torch device such as
+                ``cpu`` or ``cuda:1``.
             backend: See `make_backend`.
 
         Raises:
@@ -405,7 +407,10 @@ class Policy:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # Of several processes each its own: on plain `cuda` all would load their weights into the first one's memory.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError as error:

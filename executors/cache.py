@@ -1,0 +1,59 @@
+"""Remembers what jobs answered, by their content, within a bound of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+from selfplay_gym.types import Execution, Job, Status
+
+_ENTRY_BYTES = 400  # about what an execution takes beside its texts
+
+
+class ResultCache:
+    """Answers by job, the least lately used dropped first.
+
+    Our own failures are never kept, nor a run that met the clock on the wall: both may end otherwise the next time.
+
+    Args:
+        capacity: Bytes, about; 0 keeps nothing.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._answers: OrderedDict[bytes, tuple[Execution, ...]] = OrderedDict()
+        self._bytes = 0
+        self.hits = 0
+
+    def key(self, job: Job) -> bytes:
+        """Return what stands for a job; nothing if this keeps nothing."""
+        if not self._capacity:
+            return b""
+        return hashlib.blake2b(repr(job).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+
+    def get(self, key: bytes) -> tuple[Execution, ...] | None:
+        """Return what a job answered, or None."""
+        answer = self._answers.get(key)
+        if answer is not None:
+            self._answers.move_to_end(key)
+            self.hits += 1
+        return answer
+
+    def put(self, key: bytes, answer: tuple[Execution, ...]) -> None:
+        """Remember what a job answered, if that is its own doing."""
+        if not self._capacity or any(_may_end_otherwise(execution) for execution in answer):
+            return
+        self._bytes += _size(answer) - _size(self._answers.pop(key, ()))
+        self._answers[key] = answer
+        while self._bytes > self._capacity:
+            self._bytes -= _size(self._answers.popitem(last=False)[1])
+
+
+def _may_end_otherwise(execution: Execution) -> bool:
+    if execution.status is Status.TIMEOUT:
+        return execution.error_type != "cpu"
+    return execution.status in (Status.NO_VERDICT, Status.MEMORY, Status.CRASHED)
+
+
+def _size(answer: tuple[Execution, ...]) -> int:
+    return sum(_ENTRY_BYTES + len(execution.value or "") + len(execution.message) for execution in answer)

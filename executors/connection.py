@@ -1,0 +1,270 @@
+"""A server as the trainer sees it: starts it, sends parcels, reads what it answers.
+
+Nothing a program wrote is evaluated, unpickled or decoded here, beyond text of bounded length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+from collections import deque
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import selfplay_gym
+from selfplay_gym import literals
+from selfplay_gym.errors import ExecutorError
+from selfplay_gym.executors.runner import ALONE, FRAME, STEADY
+from selfplay_gym.executors.tickets import FULL, Parcel, Ticket
+from selfplay_gym.types import Execution, Status, Tier
+
+_FRAME = FRAME
+_LENGTH, _COUNT = struct.Struct("<I"), struct.Struct("<I")
+_STATUSES: Final = tuple(Status[name] for name in (
+    "OK", "ERROR", "TIMEOUT", "MEMORY", "OUTPUT_LIMIT", "UNSERIALISABLE", "CRASHED", "FORBIDDEN", "NO_VERDICT"
+))  # fmt: skip
+_START_SECONDS = 30.0
+_HASH_SEEDS = {"A": "2801", "B": "4643"}  # fixed, so that a verdict does not depend on the run
+KINDS = tuple(seed + size for size in ("", FULL) for seed in _HASH_SEEDS)
+
+# Starts a server without running `selfplay_gym/__init__.py`, whose imports a server must not have.
+_BOOTSTRAP = """
+import sys
+package, executors = sys.argv[4:6]
+for name, path in (("selfplay_gym", package), ("selfplay_gym.executors", executors)):
+    sys.modules[name] = module = type(sys)(name)
+    module.__path__ = [path]
+del module, name, path, package, executors
+from selfplay_gym.executors.server import main
+main()
+"""
+
+# Canonical texts that need no parser to be recognised; most values are of these kinds.
+_PLAINLY_CANONICAL = re.compile(
+    r"(?:None|True|False|'[ -&(-\[\]-~]*'|(?:0|-?[1-9][0-9]{0,999})"
+    r"|\[(?:(?:0|-?[1-9][0-9]{0,99})(?:, (?:0|-?[1-9][0-9]{0,99}))*)?\])"
+)
+
+
+class Server:
+    """One server process as this side sees it: what was sent to it and what came back."""
+
+    def __init__(self, kind: str, tier: Tier, keep_children: bool) -> None:
+        self.kind = kind
+        self.walls: dict[str, bool] = {}
+        self.under_way: deque[Parcel] = deque()
+        self._out = bytearray()
+        self._in = bytearray()
+        ours, theirs = socket.socketpair()
+        self.socket = ours
+        try:
+            self._keeper = _spawn(theirs, kind, tier, keep_children)
+        except OSError as error:
+            ours.close()
+            raise ExecutorError(f"cannot start {sys.executable}: {error}") from error
+        finally:
+            theirs.close()
+        self._alive = True
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may still answer."""
+        return self._alive
+
+    def wait_ready(self) -> Server:
+        """Return once the server has seen its walls hold.
+
+        Raises:
+            ExecutorError: It refused to start, with its reason.
+        """
+        self.socket.settimeout(_START_SECONDS)
+        try:
+            body = self._read_message()
+        except (OSError, EOFError) as error:
+            self.kill()
+            raise ExecutorError(f"the server gave no sign of life: {error or 'it ended'}") from error
+        if body[:1] != b"H":
+            self.kill()
+            raise ExecutorError(body[1:500].decode("utf-8", "replace"))
+        facts = marshal.loads(body[1:])  # noqa: S302 - written before any untrusted code ran
+        self.walls = {str(name): bool(held) for name, held in facts.items()}
+        self.socket.setblocking(False)
+        return self
+
+    def _read_message(self) -> bytes:
+        while (message := self._next_message()) is None:
+            chunk = self.socket.recv(65536)
+            if not chunk:
+                raise EOFError
+            self._in += chunk
+        return message
+
+    def _next_message(self) -> bytes | None:
+        if len(self._in) < _LENGTH.size:
+            return None
+        end = _LENGTH.size + _LENGTH.unpack_from(self._in)[0]
+        if len(self._in) < end:
+            return None
+        message = bytes(self._in[_LENGTH.size : end])
+        del self._in[:end]
+        return message
+
+    def ask_usage(self) -> float:
+        """Return the processor time of the server's process tree; only while nothing is under way."""
+        self.socket.settimeout(_START_SECONDS)
+        self.socket.sendall(_LENGTH.pack(1) + b"U")
+        (seconds,) = struct.unpack("<d", self._read_message()[1:])
+        self.socket.setblocking(False)
+        return float(seconds)
+
+    def submit(self, parcel: Parcel) -> None:
+        """Queue a parcel for sending."""
+        self.under_way.append(parcel)
+        self._out += parcel.message
+        if len(self.under_way) == 1:
+            parcel.start_clock()
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Whether there is anything left to send."""
+        return bool(self._out)
+
+    def write(self) -> None:
+        """Send what the socket takes now."""
+        try:
+            sent = self.socket.send(memoryview(self._out)[: 2**20])
+        except BlockingIOError:
+            return
+        del self._out[:sent]
+
+    def read(self) -> list[tuple[Ticket, list[Execution] | None]]:
+        """Return the tickets answered by what the socket holds now; with None: it must run alone.
+
+        Raises:
+            EOFError, OSError, ValueError, struct.error: The server has ended or talks nonsense.
+        """
+        chunk = self.socket.recv(2**18)
+        if not chunk:
+            raise EOFError
+        self._in += chunk
+        answered: list[tuple[Ticket, list[Execution] | None]] = []
+        while (message := self._next_message()) is not None:
+            if message[:1] != b"A" or not self.under_way:
+                raise ValueError("an answer to nothing")
+            tickets = self.under_way[0].tickets
+            answered += zip(tickets, _read_answers(message, tickets), strict=True)
+            self.under_way.popleft()
+            if self.under_way:
+                self.under_way[0].start_clock()
+        return answered
+
+    def ask_to_end(self) -> None:
+        """Close the conversation; the server ends by itself."""
+        self._alive = False
+        self.socket.close()
+        with contextlib.suppress(OSError):
+            self._keeper.terminate()
+
+    def kill(self) -> None:
+        """End the server and its keeper, and leave no zombie."""
+        self.ask_to_end()
+        try:
+            self._keeper.wait(5.0)  # the keeper ends the server first
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+
+    def forget(self) -> None:
+        """Let go of a server that belongs to the process this one was forked from."""
+        self._alive = False
+        self.socket.close()
+        self._keeper.returncode = 0  # it is not ours to wait for
+
+
+def _spawn(control: socket.socket, kind: str, tier: Tier, keep_children: bool) -> subprocess.Popen[bytes]:
+    package = Path(selfplay_gym.__file__).parent
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
+    arguments = [str(tier), str(os.getpid()), str(package / "literals.py"), str(package), str(Path(__file__).parent)]
+    arguments += ["full" if kind.endswith(FULL) else "light", "kept" if keep_children else "fresh"]
+    passed = control.fileno()
+    return subprocess.Popen(
+        # Not -I or -E: both ignore PYTHONHASHSEED.
+        [sys.executable, "-P", "-s", "-S", "-B", "-W", "ignore", "-c", _BOOTSTRAP, *arguments, str(passed)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(passed,),
+        cwd="/",
+        # Bound now, or every child would look up the same C functions anew.
+        env={**kept, "PYTHONHASHSEED": _HASH_SEEDS[kind[0]], "LC_ALL": "C.UTF-8", "TZ": "UTC", "LD_BIND_NOW": "1"},
+        start_new_session=True,  # Ctrl-C in a terminal is for the trainer
+    )
+
+
+def _read_answers(message: bytes, tickets: list[Ticket]) -> list[list[Execution] | None]:
+    """Return what a server's answer says of each ticket.
+
+    Raises:
+        ValueError, struct.error: It is not an answer to these tickets.
+    """
+    answers: list[list[Execution] | None] = []
+    at = 1
+    for ticket in tickets:
+        (count,) = _COUNT.unpack_from(message, at)
+        at += _COUNT.size
+        executions: list[Execution] = []
+        alone = False
+        for _ in range(count):
+            length, status, line, micros = _FRAME.unpack_from(message, at)
+            at += _FRAME.size
+            if at + length > len(message):
+                raise ValueError("a cut answer")
+            if status == ALONE:
+                alone = True
+            else:
+                ticket.is_steady = status == STEADY
+                ending = Status.OK if ticket.is_steady else _STATUSES[status]
+                executions.append(_execution(ending, message[at : at + length], line, micros / 1e6))
+            at += length
+        if not alone:
+            _check_count(executions, ticket)
+        answers.append(None if alone else executions)
+    if at != len(message):
+        raise ValueError("more than an answer")
+    return answers
+
+
+def _check_count(executions: list[Execution], ticket: Ticket) -> None:
+    whole = len(executions) == len(ticket.runs)
+    stopped = ticket.stop and executions and executions[-1].status is not Status.OK
+    if not whole and not stopped:
+        raise ValueError(f"{len(executions)} answers to {len(ticket.runs)} runs")
+
+
+def _execution(status: Status, payload: bytes, line: int, seconds: float) -> Execution:
+    if status is Status.OK:
+        value = payload.decode("utf-8", "replace")
+        if _is_canonical(value):
+            return Execution(status, value, cpu_seconds=seconds)
+        # The child's own code writes nothing else, so the program wrote this frame itself.
+        return Execution(Status.CRASHED, error_type="protocol", cpu_seconds=seconds)
+    name, _, words = payload.decode("utf-8", "replace").partition("\0")
+    name = re.sub(r"[^\w.<>-]", "?", name[:80], flags=re.ASCII)
+    return Execution(status, None, name, words[:200], line or None, seconds)
+
+
+@lru_cache(maxsize=1024)
+def _is_canonical(value: str) -> bool:
+    if _PLAINLY_CANONICAL.fullmatch(value):
+        return True
+    try:
+        return literals.canonical(value) == value
+    except literals.NotALiteral:
+        return False

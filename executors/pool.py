@@ -1,0 +1,63 @@
+"""The servers of one executor, by kind; starts those that are missing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from selfplay_gym.errors import ExecutorError
+from selfplay_gym.executors.connection import KINDS, Server
+from selfplay_gym.types import Tier
+
+
+class Pool:
+    """Servers of one tier, as many of each kind as there are workers, started on first need.
+
+    Attributes:
+        servers: By kind.
+        tier: How strongly they isolate.
+        refusals: Why no stronger tier was had.
+
+    Raises:
+        ExecutorError: No server of any of the tiers can be started.
+    """
+
+    def __init__(self, workers: int, tiers: Sequence[Tier], keep_children: bool) -> None:
+        self._workers = workers
+        self._keep_children = keep_children
+        self.servers: dict[str, list[Server]] = {kind: [] for kind in KINDS}
+        self.refusals: list[str] = []
+        self.tier = self._start_first(tiers)
+
+    def all(self) -> Iterator[Server]:
+        """Yield every server."""
+        for servers in self.servers.values():
+            yield from servers
+
+    def ensure(self, kind: str) -> list[Server]:
+        """Return the servers of a kind, all alive, starting those that are missing.
+
+        Raises:
+            ExecutorError: None can be started.
+        """
+        servers = self.servers[kind]
+        servers[:] = [server for server in servers if server.alive]
+        missing = self._workers - len(servers)
+        if missing > 0:
+            started = [Server(kind, self.tier, self._keep_children) for _ in range(missing)]
+            for server in started:
+                with contextlib.suppress(ExecutorError):
+                    servers.append(server.wait_ready())
+        if not servers:
+            raise ExecutorError("no server of the sandbox can be started any more")
+        return servers
+
+    def _start_first(self, tiers: Sequence[Tier]) -> Tier:
+        for tier in tiers:
+            try:
+                self.servers["A"].append(Server("A", tier, self._keep_children).wait_ready())
+            except ExecutorError as error:
+                self.refusals.append(f"{tier}: {error}")
+            else:
+                return tier
+        raise ExecutorError(f"no sandbox can be built here; {'; '.join(self.refusals)}")

@@ -1,0 +1,352 @@
+"""One call of the executor: gives servers work, collects answers, decides what has to run again and how.
+
+A job first shares a child with others, at a small budget of processor time. It runs again alone if it may not share,
+if anything in that child went otherwise than asked for, if it needed more time, memory, or seemed nondeterministic.
+What still fails through our own fault is no verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import random
+import select
+import struct
+import time
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from selfplay_gym.executors.cache import ResultCache
+from selfplay_gym.executors.connection import KINDS, Server
+from selfplay_gym.executors.pool import Pool
+from selfplay_gym.executors.tickets import (
+    FULL,
+    LARGEST_PARCEL,
+    Ticket,
+    is_light,
+    next_parcel,
+    refused_before_running,
+)
+from selfplay_gym.types import ChildPer, Execution, Job, Status
+
+_PIPELINE = 2  # parcels a server holds: one running, one waiting, so that it never waits for us
+_WINDOW = 4096  # jobs admitted ahead of their answers: what bounds memory, however long the list
+_IDLE = 0.2  # a run that met the clock on the wall with less of its processor time may be our host's fault
+_MOST_SLEEPERS = 3  # a batch in which that many slept again when alone holds sleepers; the others are believed
+_AUDITED = 1 / 200  # of the jobs whose answers from a shared child are all ok
+_MOST_OVERRUNS = 4096
+
+# Endings that a shared child may give. The others need a child that had nothing else to do.
+_BELIEVED = frozenset((Status.OK, Status.ERROR, Status.TIMEOUT, Status.OUTPUT_LIMIT, Status.UNSERIALISABLE))
+
+# What a program meets in a light server, and not in a full one, when it reaches for what is not there.
+_MISSING = frozenset(("ImportError", "ModuleNotFoundError", "LookupError"))
+
+
+@dataclass
+class Memory:
+    """What an executor knows from earlier calls.
+
+    Attributes:
+        cache: Answers by job.
+        overruns: Programs with inputs that used up their whole processor time, oldest first.
+        audited: Jobs that were run again, apart, to check an answer from a shared child.
+        mismatched: How many of those answered something else: each is a neighbour that tampered, or a bug.
+        rng: Draws what is audited.
+    """
+
+    cache: ResultCache
+    overruns: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    audited: int = 0
+    mismatched: int = 0
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+
+
+class Batch:
+    """One call of `SandboxExecutor.run`.
+
+    Args:
+        pool: Where servers come from.
+        memory: Read and written.
+        child_per: What shares a child.
+        jobs: To run.
+    """
+
+    def __init__(self, pool: Pool, memory: Memory, child_per: ChildPer, jobs: Sequence[Job]) -> None:
+        self._pool = pool
+        self._memory = memory
+        self._child_per = child_per
+        self._answers: list[tuple[Execution, ...] | None] = [None] * len(jobs)
+        self._upcoming: Iterator[tuple[int, Job]] = iter(enumerate(jobs))
+        self._waiting: dict[str, deque[Ticket]] = {kind: deque() for kind in KINDS}
+        self._later: dict[str, deque[Ticket]] = {kind: deque() for kind in KINDS}  # what may need long
+        self._starved: deque[tuple[Ticket, list[Execution]]] = deque()  # for when nothing else runs
+        self._sleepers = 0
+        self._open = 0
+
+    def run(self) -> list[tuple[Execution, ...]]:
+        """Return the answers, one a job."""
+        self._admit_more()
+        while self._open:
+            servers = self._feed()
+            for server, can_read, can_write in _ready(servers) if servers else ():
+                try:
+                    if can_write:
+                        server.write()
+                    if can_read:
+                        for ticket, executions in server.read():
+                            self._take(ticket, executions)
+                except (OSError, EOFError, ValueError, struct.error) as error:
+                    self._bury(server, str(error) or "a server of the sandbox ended")
+            now = time.monotonic()
+            for server in servers:
+                if server.alive and server.under_way and server.under_way[0].deadline < now:
+                    self._bury(server, "a server of the sandbox hung")
+            self._admit_more()
+        return [answer if answer is not None else () for answer in self._answers]
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def _admit_more(self) -> None:
+        while self._open < _WINDOW:
+            following = next(self._upcoming, None)
+            if following is None:
+                return
+            self._admit(*following)
+
+    def _admit(self, index: int, job: Job) -> None:
+        if isinstance(job.program, bytes) and job.policy == "strict":
+            # Judged and run as the same text, whatever encoding the program declares.
+            with contextlib.suppress(UnicodeDecodeError):
+                job = replace(job, program=job.program.decode())
+        key = self._memory.cache.key(job)
+        self._answers[index] = self._answer_at_once(job, key)
+        if self._answers[index] is not None:
+            return
+        numbers = range(len(job.inputs))
+        runs = tuple(number for number in numbers for _ in range(2)) if job.check_determinism else tuple(numbers)
+        ticket = Ticket(index, job, "A" if is_light(job) else "A" + FULL, runs, job.check_determinism)
+        ticket.key = key
+        ticket.shares = self._child_per == "batch" and job.literal_inputs
+        ticket.separate = self._child_per == "run"
+        self._waiting[ticket.kind].append(ticket)
+        self._open += 1
+
+    def _answer_at_once(self, job: Job, key: bytes) -> tuple[Execution, ...] | None:
+        if not job.inputs:
+            return ()
+        refused = refused_before_running(job)
+        if refused is not None:
+            return (refused,) * len(job.inputs)
+        known = self._memory.cache.get(key)
+        if known is None and self._memory.overruns:
+            overrun = [_digest(job, text) in self._memory.overruns for text in job.inputs]
+            if all(overrun) or (overrun[0] and job.check_determinism):
+                return (Execution(Status.TIMEOUT, error_type="cpu"),) * len(job.inputs)
+        return known
+
+    # --- to the servers ----------------------------------------------------------------------------------------------
+
+    def _feed(self) -> list[Server]:
+        """Give every server work up to its depth, evenly; return those that have some."""
+        self._release()
+        busy = []
+        for kind in KINDS:
+            waiting = self._waiting[kind] or self._later[kind]
+            servers = self._pool.ensure(kind) if waiting else self._pool.servers[kind]
+            for depth in range(1, _PIPELINE + 1):
+                for server in servers:
+                    if waiting and len(server.under_way) < depth:
+                        most = min(LARGEST_PARCEL, math.ceil(len(waiting) / len(servers)))
+                        server.submit(next_parcel(waiting, most))
+            busy += [server for server in servers if server.under_way]
+        return busy
+
+    def _release(self) -> None:
+        """Let one of those that seem starved go, if nothing else is left to run."""
+        if self._has_work():
+            return
+        while self._starved and self._sleepers >= _MOST_SLEEPERS:
+            self._take(*self._starved.popleft())  # now taken at its word
+        if self._starved and not self._has_work():
+            ticket, _ = self._starved.popleft()
+            ticket.undisturbed = True
+            self._waiting[ticket.kind].append(ticket)
+
+    def _has_work(self) -> bool:
+        waiting = any(self._waiting.values()) or any(self._later.values())
+        return waiting or any(server.under_way for server in self._pool.all())
+
+    def _bury(self, server: Server, why: str) -> None:
+        """Take back what a dead server held. Only a job that it ran alone may be at fault, so only that one counts."""
+        lost, server.under_way = server.under_way, deque()
+        server.kill()
+        for position, parcel in enumerate(lost):
+            for ticket in parcel.tickets:
+                ticket.tries += position == 0 and not ticket.shares
+                ticket.shares = ticket.shares and position > 0
+                if ticket.tries > 1:
+                    fault = Execution(Status.NO_VERDICT, error_type="server", message=why)
+                    self._settle(ticket, [fault] * len(ticket.job.inputs))
+                else:
+                    self._waiting[ticket.kind].appendleft(ticket)
+
+    # --- from the servers --------------------------------------------------------------------------------------------
+
+    def _take(self, ticket: Ticket, executions: list[Execution] | None) -> None:
+        """Settle a ticket, or send it on its next way."""
+        if executions is None or (ticket.shares and not _stand(ticket, executions)):
+            self._run_alone(ticket)
+        elif any(execution.status is Status.NO_VERDICT for execution in executions) and not ticket.tries:
+            ticket.tries += 1
+            self._waiting[ticket.kind].append(ticket)
+        elif self._may_have_starved(ticket, executions):
+            self._starved.append((ticket, executions))
+        elif not ticket.kind.endswith(FULL) and any(e.error_type in _MISSING for e in executions):
+            ticket.kind += FULL
+            self._waiting[ticket.kind].append(ticket)
+        elif not ticket.job.check_determinism:
+            self._conclude(ticket, executions)
+        elif ticket.kind.startswith("A"):
+            firsts = _settled_repeats(executions)
+            if ticket.shares and ticket.is_steady and _all_ok(firsts):
+                self._conclude(ticket, firsts)
+            else:
+                self._check_elsewhere(ticket, firsts)
+        else:
+            self._conclude(ticket, _settled_seeds(ticket, executions))
+
+    def _run_alone(self, ticket: Ticket) -> None:
+        ticket.shares = False
+        self._later[ticket.kind].append(ticket)
+
+    def _may_have_starved(self, ticket: Ticket, executions: list[Execution]) -> bool:
+        """Return whether to run a job again undisturbed, because it waited for the processor or slept."""
+        idle = _IDLE * ticket.job.limits.cpu_seconds
+        starved = any((e.status, e.error_type) == (Status.TIMEOUT, "wall") and e.cpu_seconds < idle for e in executions)
+        self._sleepers += starved and ticket.undisturbed
+        return starved and not ticket.undisturbed and self._sleepers < _MOST_SLEEPERS
+
+    def _check_elsewhere(self, ticket: Ticket, firsts: list[Execution]) -> None:
+        """Queue the same inputs for another process with another hash seed, last input first."""
+        beyond = (Status.TIMEOUT, Status.NONDETERMINISTIC, Status.NO_VERDICT)  # never run again
+        runs = tuple(number for number, first in enumerate(firsts) if first.status not in beyond)
+        if not runs:
+            self._conclude(ticket, firsts)
+            return
+        second = Ticket(ticket.index, ticket.job, ticket.kind.replace("A", "B", 1), runs[::-1], False)
+        second.key = ticket.key
+        second.shares, second.separate, second.expected = ticket.shares, ticket.separate, ticket.expected
+        second.first = firsts
+        self._waiting[second.kind].append(second)
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def _conclude(self, ticket: Ticket, executions: list[Execution]) -> None:
+        """Settle a ticket, unless what it answered in company has to be seen alone first."""
+        doubtful = any(execution.status is Status.NONDETERMINISTIC for execution in executions)
+        if ticket.shares and doubtful:
+            self._run_alone(self._anew(ticket))
+        elif ticket.shares and self._memory.rng.random() < _AUDITED and _all_ok(executions):
+            again = self._anew(ticket)
+            again.separate, again.expected = True, tuple(executions)
+            self._run_alone(again)
+        else:
+            self._settle(ticket, executions)
+
+    def _anew(self, ticket: Ticket) -> Ticket:
+        job = ticket.job
+        runs = tuple(n for n in range(len(job.inputs)) for _ in range(1 + job.check_determinism))
+        again = Ticket(ticket.index, job, ticket.kind.replace("B", "A", 1), runs, job.check_determinism)
+        again.key = ticket.key
+        return again
+
+    def _settle(self, ticket: Ticket, executions: list[Execution]) -> None:
+        """Store the answer; a check that stopped early gives its last execution to the inputs after it."""
+        missing = len(ticket.job.inputs) - len(executions)
+        answer = tuple(executions + [executions[-1]] * missing)
+        if ticket.expected is not None:
+            self._compare(ticket, answer)
+        self._answers[ticket.index] = answer
+        self._open -= 1
+        self._memory.cache.put(ticket.key, answer)
+        for text, execution in zip(ticket.job.inputs, executions, strict=False):
+            if (execution.status, execution.error_type) == (Status.TIMEOUT, "cpu"):
+                self._memory.overruns[_digest(ticket.job, text)] = None
+        while len(self._memory.overruns) > _MOST_OVERRUNS:
+            self._memory.overruns.popitem(last=False)
+
+    def _compare(self, ticket: Ticket, answer: tuple[Execution, ...]) -> None:
+        assert ticket.expected is not None
+        self._memory.audited += 1
+        ours = (Status.TIMEOUT, Status.NO_VERDICT)  # may be the host's doing
+        if any(e.status not in ours and e.outcome != x.outcome for e, x in zip(answer, ticket.expected, strict=True)):
+            self._memory.mismatched += 1
+            warnings.warn(
+                "an audit of the sandbox got another answer from a program alone than in company: please report it; "
+                f"the program begins {ticket.job.program[:200]!r}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _stand(ticket: Ticket, executions: list[Execution]) -> bool:
+    """Return whether answers from a shared child need no second look."""
+    if any(execution.status not in _BELIEVED for execution in executions):
+        return False
+    return not (ticket.is_hurried and any(execution.status is Status.TIMEOUT for execution in executions))
+
+
+def _all_ok(executions: list[Execution]) -> bool:
+    return all(execution.status is Status.OK for execution in executions)
+
+
+def _digest(job: Job, text: str) -> bytes:
+    """Return what stands for a program with one input and a budget."""
+    program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
+    rest = repr((text, job.entry, job.limits.cpu_seconds, job.policy, job.literal_inputs))
+    return hashlib.blake2b(program + b"\0" + rest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _ready(servers: list[Server]) -> Iterable[tuple[Server, bool, bool]]:
+    """Wait a second at most; yield every server that can be read or written, and which of the two."""
+    poll = select.poll()  # `selectors` costs as much again as everything else here
+    for server in servers:
+        poll.register(server.socket, select.POLLIN | (select.POLLOUT if server.wants_to_write else 0))
+    by_descriptor = {server.socket.fileno(): server for server in servers}
+    for descriptor, events in poll.poll(1000):
+        # An error or a hang-up shows when it is read.
+        yield by_descriptor[descriptor], bool(events & ~select.POLLOUT), bool(events & select.POLLOUT)
+
+
+def _settled_repeats(executions: list[Execution]) -> list[Execution]:
+    """Return one execution an input, up to the first that is not ok, from runs made in pairs."""
+    settled = []
+    for first, second in zip(executions[::2], [*executions[1::2], None], strict=False):
+        settled.append(first if second is None else _agreed(first, second, "repeat"))
+        if settled[-1].status is not Status.OK:
+            break
+    return settled
+
+
+def _settled_seeds(ticket: Ticket, executions: list[Execution]) -> list[Execution]:
+    """Return one execution an input, up to the first that is not ok, from both servers' answers."""
+    others = dict(zip(ticket.runs, executions, strict=True))
+    settled = []
+    for number, first in enumerate(ticket.first):
+        other = others.get(number)
+        settled.append(first if other is None else _agreed(first, other, "seed"))
+        if settled[-1].status is not Status.OK:
+            break
+    return settled
+
+
+def _agreed(first: Execution, second: Execution, how: str) -> Execution:
+    if first.outcome == second.outcome:
+        return first
+    if second.status in (Status.TIMEOUT, Status.NO_VERDICT):  # too slow to repeat, or our fault: not a difference
+        return second
+    return Execution(Status.NONDETERMINISTIC, error_type=how, message=f"{first.outcome[:90]} / {second.outcome[:90]}")

@@ -1,0 +1,168 @@
+"""A job on its way to a server: the order of its runs, what it may share, how often it was tried."""
+
+from __future__ import annotations
+
+import marshal
+import re
+import struct
+import time
+from collections import deque
+from functools import lru_cache
+from typing import Final
+
+from selfplay_gym import literals
+from selfplay_gym.executors.modules import LIGHT
+from selfplay_gym.executors.policy import Refusal, refusal
+from selfplay_gym.types import Execution, Job, Status
+
+FAST_SECONDS: Final = 0.1  # of processor time for a run that shares a child; what needs more runs again alone
+FULL = " full"  # servers that preloaded all that programs may import; the children of the others cost half as much
+LARGEST_PARCEL = 64  # jobs
+_PARCEL_BYTES = 24 * 2**10  # the children that are put back take messages up to 32 KiB
+_FIELD_BYTES = 64  # about what a job adds to its texts
+_SLACK_SECONDS = 30.0  # beyond all limits of a parcel together; then its server counts as hung
+_LENGTH = struct.Struct("<I")
+_LARGEST_MESSAGE = 64 * 2**20
+
+
+class Ticket:
+    """A job in a batch.
+
+    Attributes:
+        index: Its place in the batch.
+        kind: Of server.
+        runs: Indices of inputs, in the order in which they run.
+        stop: Whether to end at the first run that is not ok.
+        shares: Whether it may run in one child with other jobs.
+        separate: Whether every run gets a child of its own.
+        is_steady: Whether its last run was ok and no hash seed could have made it another value.
+        key: Of its job, in the cache.
+        tries: How often our own faults cost it an answer.
+        undisturbed: Whether it runs for the second time, with nothing beside it.
+        first: Of a determinism check: what server A answered.
+        expected: Of an audit: what it must answer again.
+    """
+
+    def __init__(self, index: int, job: Job, kind: str, runs: tuple[int, ...], stop: bool) -> None:
+        self.index = index
+        self.job = job
+        self.kind = kind
+        self.runs = runs
+        self.stop = stop
+        self.shares = False
+        self.separate = False
+        self.is_steady = False
+        self.key = b""
+        self.tries = 0
+        self.undisturbed = False
+        self.first: list[Execution] = []
+        self.expected: tuple[Execution, ...] | None = None
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether it gets less processor time than its job allows."""
+        return self.shares and self.job.limits.cpu_seconds > FAST_SECONDS
+
+    def fields(self) -> tuple[object, ...]:
+        """Return the job as `runner.Job` takes it."""
+        job, limits = self.job, self.job.limits
+        is_text = isinstance(job.program, str)
+        program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
+        inputs = tuple(map(_marshalled, job.inputs)) if job.literal_inputs else job.inputs
+        cpu_seconds = FAST_SECONDS if self.is_hurried else limits.cpu_seconds
+        numbers = (cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
+        return (program, is_text, job.entry, inputs, self.runs, job.literal_inputs, self.stop, *numbers, self.separate)
+
+
+class Parcel:
+    """What one message to a server holds: a job, or several that share a child."""
+
+    def __init__(self, tickets: list[Ticket]) -> None:
+        self.tickets = tickets
+        self.deadline = float("inf")
+
+    @property
+    def message(self) -> bytes:
+        """The message. Marshal, since this direction is trusted."""
+        body = b"J" + marshal.dumps([ticket.fields() for ticket in self.tickets])
+        return _LENGTH.pack(len(body)) + body
+
+    def start_clock(self) -> None:
+        """Say that its server has nothing before it to do."""
+        seconds = sum(len(ticket.runs) * (ticket.job.limits.wall_seconds + 1.0) for ticket in self.tickets)
+        self.deadline = time.monotonic() + seconds + _SLACK_SECONDS
+
+
+def next_parcel(waiting: deque[Ticket], most: int) -> Parcel:
+    """Take the next ticket and, if it shares, up to ``most`` in all that can share with it."""
+    first = waiting.popleft()
+    tickets, size = [first], _size(first.job)
+    memory = first.job.limits.memory_bytes  # one limit for the whole child
+    while first.shares and waiting and len(tickets) < most:
+        ticket = waiting[0]
+        size += _size(ticket.job)
+        if not ticket.shares or ticket.job.limits.memory_bytes != memory or size > _PARCEL_BYTES:
+            break
+        tickets.append(waiting.popleft())
+    if len(tickets) == 1:
+        first.shares = False
+    return Parcel(tickets)
+
+
+def _size(job: Job) -> int:
+    return len(job.program) + sum(map(len, job.inputs)) + _FIELD_BYTES
+
+
+def refused_before_running(job: Job) -> Execution | None:
+    """Return the answer to a job that never gets to a server."""
+    if len(job.program) + sum(map(len, job.inputs)) > _LARGEST_MESSAGE:
+        return Execution(Status.MEMORY, error_type="source", message=f"over {_LARGEST_MESSAGE} bytes of source")
+    if job.policy == "strict" and isinstance(job.program, bytes):  # text would have been decoded
+        return Execution(Status.FORBIDDEN, None, "source", "not UTF-8")
+    if job.policy == "strict" and isinstance(job.program, str):
+        refused = _cached_refusal(job.program)
+        if refused is not None:
+            return Execution(Status.FORBIDDEN, None, refused.name, refused.message, refused.line)
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _cached_refusal(program: str) -> Refusal | None:
+    return refusal(program)
+
+
+@lru_cache(maxsize=4096)
+def _marshalled(text: str) -> bytes | str:
+    """Return the arguments that a text says, marshalled; or, as text, why it says none."""
+    try:
+        return marshal.dumps(literals.parse_arguments(text))
+    except literals.NotALiteral as refusal:
+        return str(refusal)
+
+
+_IMPORT = re.compile(
+    r"^[ \t]*(?:import[ \t]+([\w.]+)(?:[ \t]+as[ \t]+\w+)?"
+    r"|from[ \t]+([\w.]+)[ \t]+import[ \t][\w \t,()*]+);?[ \t]*$",
+    re.ASCII | re.MULTILINE,
+)
+
+
+_CODECS = re.compile(r"encode|decode|codecs|namereplace|\\N")
+
+
+def is_light(job: Job) -> bool:
+    """Return whether a light server can run a job, going by its text.
+
+    A wrong guess costs a second run, unless the program itself catches what a light server lacks. So whatever mentions
+    codecs, which programs do catch, is not light.
+
+    >>> is_light(Job("import re", ())), is_light(Job("import re, json", ())), is_light(Job("__import__('re')", ()))
+    (True, False, False)
+    """
+    if not isinstance(job.program, str) or not job.literal_inputs or _CODECS.search(job.program):
+        return False
+    mentions = job.program.count("import")
+    if not mentions:
+        return True
+    named = [first or second for first, second in _IMPORT.findall(job.program)]
+    return len(named) == mentions and LIGHT.issuperset(named)

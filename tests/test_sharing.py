@@ -1,0 +1,384 @@
+"""Several programs in one child: who may share it, what is seen again alone, and that neighbours change nothing."""
+
+import asyncio
+import random
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections import deque
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfplay_gym.bench import programs
+from selfplay_gym.errors import ExecutorError
+from selfplay_gym.executors.cache import ResultCache
+from selfplay_gym.executors.router import Router
+from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.executors.tickets import LARGEST_PARCEL, Ticket, next_parcel
+from selfplay_gym.types import Execution, Job, Limits, Status, Tier
+from tests.test_sandbox import LOOP, job, one
+from tests.test_sandbox_attacks import HONEST, HOST, NOT_VALUES, PATCHES, RESOURCES
+
+ROOT = Path(__file__).parent.parent
+HONEST_VALUE = "[7, 4, '1.5', [1, 3]]"
+
+
+@pytest.fixture(scope="module", params=[(Tier.FULL, True), (Tier.FILTER_ONLY, True), (Tier.FULL, False)], ids=str)
+def executor(request):
+    tier, keep_children = request.param
+    with SandboxExecutor(workers=1, tier=tier, keep_children=keep_children, cache_bytes=0) as executor:
+        yield executor
+
+
+# --- the router ------------------------------------------------------------------------------------------------------
+
+SHARES = [
+    "def f(x): return x",
+    "import math\ndef f(x): return math.sqrt(x)",
+    "from collections import Counter, deque\ndef f(x): return Counter(x).most_common(1)",
+    "import re\ndef f(x): return re.findall('a+', x)",
+    "class A:\n    def __init__(s, x): s.x = x\n    def __eq__(s, other): return True\ndef f(x): return A(x).x",
+    "class A(list):\n    def add(self, x):\n        super().append(x)\ndef f(x): return len(A(x))",
+    "def f(x):\n    def g():\n        nonlocal x\n        x += 1\n    g()\n    return x",
+    "def f(x): return '{} {}'.format(x, 1), f'{x!r:>3}', '%s' % x",
+    "def f(x):\n    try: return x[0]\n    except (IndexError, TypeError) as e: return type(e).__name__",
+    "from functools import reduce, lru_cache\n@lru_cache(None)\ndef f(x): return reduce(max, x)",
+    "import itertools as it\ndef f(x): return [*it.chain(x, x)]",
+    "if __name__ == '__main__':\n    print(1)\ndef f(x): return x",
+    "def f(*_): return len(_)",
+]
+
+ALONE = [
+    "import os\ndef f(x): return x",
+    "import sys\ndef f(x): return x",
+    "import random\ndef f(x): return random.random()",
+    "def f(x):\n    import gc\n    return x",
+    "def f(x): return x.__class__",
+    "def f(x): return getattr(x, 'real')",
+    "def f(x): return globals()",
+    "def f(x): return eval('x')",
+    "def f(x): return (i for i in x).gi_frame.f_back",
+    "import math\ndef f(x):\n    math.pi = 3\n    return x",
+    "from collections import Counter\ndef f(x):\n    Counter.most_common = len\n    return x",
+    "from collections import Counter\ndef f(x):\n    del Counter.most_common\n    return x",
+    "from collections import Counter\nclass A:\n    def g(self): self.update = len\nA.g(Counter)\ndef f(x): return x",
+    "import functools\ndef f(x): return functools.update_wrapper(x, x, assigned=['real'])",
+    "from functools import *\ndef f(x): return wraps(x)",
+    "from operator import attrgetter\ndef f(x): return attrgetter('real')(x)",
+    "import string\ndef f(x): return string.Formatter().get_field('0.real', [x], {})",
+    "import re\ndef f(x): return re.enum.sys",
+    "import copy\ndef f(x): copy.dispatch_table[int] = len",
+    "from collections import abc\nabc.Sized.register(int)\ndef f(x): return x",
+    "class A:\n    def __del__(self): pass\ndef f(x): return A() and x",
+    "def f(x):\n    match x:\n        case object(__class__=c): return c",
+    "def f(x): return '{0.__class__}'.format(x)",
+    "import math as _m\nfrom collections import _sys\ndef f(x): return x",
+    "def f(x):\n    try: x.y\n    except AttributeError as e: return e.obj",
+    "T = type\ndef f(x):\n    def g(): return __builtins__\n    return g()",
+]
+
+
+@pytest.fixture(scope="module")
+def router():
+    import bisect  # noqa: F401
+
+    return Router()
+
+
+def code(program: str):
+    return compile(program, "<program>", "exec", 0, True)
+
+
+@pytest.mark.parametrize("program", SHARES)
+def test_ordinary_programs_share(router, program):
+    assert router.shares(code(program))
+
+
+@pytest.mark.parametrize("program", ALONE)
+def test_programs_that_reach_further_run_alone(router, program):
+    assert not router.shares(code(program))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def f(x): return {x, 1}",
+        "def f(x): return list(set(x))",
+        "def f(x): return x in {'a', 'b'}",
+        "def f(x): return [*{y for y in x}]",
+        "def f(x): return hash(x)",
+        "def f(x): return id(x)",
+        "def f(x): return str(map(int, x))",
+        "def f(x): return f'{f}'",
+        "def f(x): return '%s' % f",
+        "def f(x): return x.keys() & x",
+        "class A: pass\ndef f(x): return A",
+    ],
+)
+def test_what_may_depend_on_the_hash_seed_or_an_address_is_not_steady(router, program):
+    assert not router.is_steady(code(program))
+
+
+def test_plain_computation_is_steady(router):
+    assert router.is_steady(code("def f(x):\n    y = [i * i for i in x if i % 2]\n    return sorted(y), {'a': sum(y)}"))
+
+
+TAMPERING = {
+    "a builtin": "builtins.len = lambda x: 0",
+    "a new builtin": "builtins.left = 1",
+    "a module": "math.gcd = max",
+    "a class of a module": "collections.Counter.most_common = len",
+    "an object that equals everything": "builtins.len = type('A', (), {'__eq__': lambda *a: True})()",
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_tampering_with_the_interpreter_shows(name):
+    script = f"""
+        import builtins, collections, math
+        from selfplay_gym.executors.router import Router
+        router = Router()
+        assert not router.changed()
+        {TAMPERING[name]}
+        print(router.changed())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "True\n"
+
+
+def test_jobs_that_tampered_or_died_together_leave_no_known_answer():
+    """With a router that lets everything through, the closing answer is wrong: all would be run again alone."""
+    script = """
+        from selfplay_gym.executors import runner
+        import marshal
+        class Careless(runner.Router):
+            def shares(self, code): return True
+        runner._router = Careless()
+        def batch(*programs):
+            inputs = (marshal.dumps(([], {})),)
+            return [runner.Job(p, True, "f", inputs, (0,), True, False, 5.0, 5.0, 2**28, 999) for p in programs]
+        runner.reset()
+        fine, bad = b"def f(): return 1", b"import builtins\\ndef f(): builtins.abs = len"
+        answers = [list(runner._shared_frames(jobs))[-1] for jobs in (batch(fine, fine), batch(fine, bad))]
+        import os
+        os.write(1, b"%d %d" % (answers[0][4], answers[1][4]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "0 1"  # OK, then ERROR
+
+
+# --- neighbours ------------------------------------------------------------------------------------------------------
+
+
+def hostile_programs() -> list[str]:
+    bodies = [body for body, _ in (*HOST.values(), *RESOURCES.values())]
+    bodies += [f"import builtins, sys\n{patch}" for patch in PATCHES.values()]
+    bodies += NOT_VALUES.values()
+    return [b if "def f(" in b else "def f(*a):\n" + textwrap.indent(textwrap.dedent(b), "    ") for b in bodies]
+
+
+def test_hostile_neighbours_change_no_answer(executor):
+    limits = Limits(cpu_seconds=0.1, wall_seconds=0.5, memory_bytes=64 * 2**20)
+    hostile = [job(textwrap.dedent(program), "", limits=limits) for program in hostile_programs()]
+    honest = [job(HONEST, "7", limits=limits) for _ in hostile]
+    jobs = [job for pair in zip(honest, hostile, strict=True) for job in pair]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an audit that is not confirmed warns
+        answers = executor.run(jobs)
+    assert {result.value for (result,) in answers[::2]} == {HONEST_VALUE}
+    assert all(len(results) == 1 and results[0].status is not Status.NO_VERDICT for results in answers)
+
+
+def test_no_verdict_depends_on_what_shares_a_child():
+    limits = Limits(cpu_seconds=0.15, wall_seconds=1.0, memory_bytes=64 * 2**20)
+    bodies = [body for body, expected in RESOURCES.values() if not isinstance(expected, tuple)]
+    hostile = [b if "def f(" in b else "def f(*a):\n" + textwrap.indent(b, "    ") for b in bodies]
+    jobs = programs(120, 2) + [job(program, "", limits=limits) for program in hostile]
+    jobs += [Job(j.program, j.inputs, policy="plain", check_determinism=True) for j in programs(48, 3, seed=1)]
+    jobs += [
+        job(p, "[3, 1]", check_determinism=True) for p in (*SHARES, "def f(x): return [*{'b', 'a', 'c', 'd', 'e'}]")
+    ]
+
+    def outcomes(child_per, order):
+        with SandboxExecutor(workers=2, child_per=child_per, cache_bytes=0) as executor:
+            answers = executor.run([jobs[index] for index in order])
+        by_index = dict(zip(order, answers, strict=True))
+        return [[(r.status, r.value, r.error_type, r.line) for r in by_index[n]] for n in range(len(jobs))]
+
+    straight = list(range(len(jobs)))
+    expected = outcomes("program", straight)
+    assert outcomes("batch", straight) == expected
+    assert outcomes("batch", random.Random(1).sample(straight, len(straight))) == expected
+    assert outcomes("run", straight) == expected
+
+
+def test_a_program_that_needs_longer_gets_its_whole_budget(executor):
+    slow = "def f(n):\n    while n: n -= 1\n    return 'done'"
+    limits = Limits(cpu_seconds=5.0, wall_seconds=20.0)
+    jobs = [job(slow, "40000000", limits=limits), *[job(HONEST, "7")] * 5]
+    answers = executor.run(jobs)
+    assert answers[0][0].value == "'done'"
+    assert answers[0][0].cpu_seconds > 0.1
+
+
+def test_memory_that_neighbours_took_is_no_verdict_on_the_next(executor):
+    hoards = "def f():\n    x = [0] * 3000000\n    x[0] = x\n    return 1"
+    limits = Limits(memory_bytes=64 * 2**20)
+    answers = executor.run([job(hoards, "", limits=limits) for _ in range(12)])
+    assert {result.value for (result,) in answers} == {"1"}
+
+
+def test_an_overrun_is_remembered():
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        limits = Limits(cpu_seconds=0.6, wall_seconds=3.0)
+        first = one(executor, LOOP, "1", limits=limits)
+        began = time.monotonic()
+        answers = executor.run([job(LOOP, "1", limits=limits), job(LOOP, "1", limits=limits, check_determinism=True)])
+        assert time.monotonic() - began < 0.3
+        assert {first.status, *(result.status for (result,) in answers)} == {Status.TIMEOUT}
+        assert one(executor, LOOP.replace("while True: pass", "return x"), "1", limits=limits).value == "1"
+
+
+# --- audits ----------------------------------------------------------------------------------------------------------
+
+
+class Always:
+    """Draws what has everything audited."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def test_audits_confirm_what_shared_children_answered():
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        executor._memory.rng = Always()
+        jobs = [
+            Job(j.program, j.inputs, policy="plain", check_determinism=n % 2 == 0)
+            for n, j in enumerate(programs(60, 2))
+        ]
+        answers = executor.run(jobs)
+        ok = sum(all(result.status is Status.OK for result in results) for results in answers)
+        assert executor.audits == (ok, 0)
+        assert executor.describe()["audits"] == (ok, 0)
+
+
+def test_an_answer_that_an_audit_does_not_confirm_is_alarmed_and_replaced():
+    address = "def f(n):\n    x = [[i] for i in range(n)]\n    return id(x)"
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        executor._memory.rng = Always()
+        with pytest.warns(RuntimeWarning, match="please report it"):
+            answers = executor.run([job(HONEST, "7"), job(address, "1000"), job(HONEST, "7")])
+        assert executor.audits == (3, 1)
+        assert answers[1][0].value == one(executor, address, "1000").value
+
+
+# --- parcels ---------------------------------------------------------------------------------------------------------
+
+
+def ticket(program: str = "x", shares: bool = True, memory: int = 2**28) -> Ticket:
+    made = Ticket(0, Job(program, ("1",), limits=Limits(memory_bytes=memory)), "A", (0,), False)
+    made.shares = shares
+    return made
+
+
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.booleans(), st.sampled_from([2**26, 2**28])), max_size=200))
+def test_parcels_hold_every_ticket_once_and_keep_their_bounds(shapes):
+    tickets = [ticket("x" * length, shares, memory) for length, shares, memory in shapes]
+    waiting = deque(tickets)
+    parcels = []
+    while waiting:
+        parcels.append(next_parcel(waiting, LARGEST_PARCEL).tickets)
+    assert [t for parcel in parcels for t in parcel] == tickets
+    for parcel in parcels:
+        assert len(parcel) <= LARGEST_PARCEL
+        assert len(parcel) == 1 or all(t.shares for t in parcel)
+        assert len({t.job.limits.memory_bytes for t in parcel}) == 1
+        assert len(parcel) == 1 or sum(len(t.job.program) for t in parcel) <= 24 * 2**10
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_answered_is_not_run_again():
+    clock = "import time\ndef f(x): return time.perf_counter_ns()"
+    with SandboxExecutor(workers=1) as executor:
+        assert one(executor, clock, "1") == one(executor, clock, "1")
+        assert one(executor, clock, "1") != one(executor, clock, "2")
+        assert one(executor, clock, "1") != one(executor, clock, "1", limits=Limits(cpu_seconds=0.9))
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        assert one(executor, clock, "1") != one(executor, clock, "1")
+
+
+OK = Execution(Status.OK, "1")
+
+
+@pytest.mark.parametrize(
+    ("execution", "kept"),
+    [
+        (OK, True),
+        (Execution(Status.ERROR, error_type="ValueError"), True),
+        (Execution(Status.TIMEOUT, error_type="cpu"), True),
+        (Execution(Status.TIMEOUT, error_type="wall"), False),
+        (Execution(Status.NO_VERDICT, error_type="server"), False),
+        (Execution(Status.MEMORY, error_type="MemoryError"), False),
+    ],
+)
+def test_our_own_failures_are_never_kept(execution, kept):
+    cache = ResultCache(10_000)
+    key = cache.key(job("x", "1", "2"))
+    cache.put(key, (OK, execution))
+    assert (cache.get(key) is not None) is kept
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3000)), max_size=80))
+def test_the_cache_keeps_the_newest_within_its_bound(puts):
+    cache = ResultCache(8000)
+    for number, length in puts:
+        key = cache.key(job("x", str(number)))
+        cache.put(key, (Execution(Status.OK, "y" * length),))
+        assert cache.get(key) is not None
+        assert cache._bytes == sum(400 + len(a[0].value) for a in cache._answers.values()) <= 8000
+
+
+# --- the faces -------------------------------------------------------------------------------------------------------
+
+
+def test_the_async_face_answers_the_same(executor):
+    async def several():
+        return await asyncio.gather(*(executor.arun([job(HONEST, str(n))]) for n in range(5)))
+
+    assert [a[0][0].value for a in asyncio.run(several())] == [
+        a[0].value for a in executor.run([job(HONEST, str(n)) for n in range(5)])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"child_per": "job"}, "child_per must be one of batch, program, run, got 'job'"),
+        ({"cache_bytes": -1}, "cache_bytes must not be negative, got -1"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+    ],
+)
+def test_impossible_settings_are_one_clear_line(settings, words):
+    with pytest.raises(ExecutorError, match=words):
+        SandboxExecutor(**settings)
