@@ -17,7 +17,7 @@ from selfplay_gym.registry import Registry
 
 TESTS = Path(__file__).parent
 TOY = TESTS / "toy_package"
-PAGE = TESTS.parent / "docs" / "families.md"
+PAGE, README = TESTS.parent / "docs" / "families.md", TESTS.parent / "README.md"
 
 
 def run(code: str, *folders: Path) -> str:
@@ -196,15 +196,26 @@ def test_what_is_no_family_of_that_name_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_the_page_shows_the_very_files_that_are_tested() -> None:
     page = PAGE.read_text()
-    assert f"````python\n{(TOY / 'counterexample.py').read_text()}````\n" in page
+    assert f"````python\n{(TOY / 'counterexample.py').read_text()}````\n" in README.read_text()
     assert f"```toml\n{(TOY / 'pyproject.toml').read_text()}```\n" in page
 
 
 def test_the_code_on_the_page_runs() -> None:
-    _, rest = PAGE.read_text().split("\n````\n")  # four, around a file that holds fences itself
-    parts = re.findall(r"^```python\n(.*?)^```\n", rest, re.DOTALL | re.MULTILINE)
+    parts = python_blocks(PAGE.read_text())
     assert len(parts) == 4
     run("\n".join([*parts, "env.close()"]), TOY)
+
+
+def test_the_code_of_the_readme_runs() -> None:
+    before, after = README.read_text().split("\n````\n")  # four, around a file that holds fences itself
+    registers = "import selfplay_gym\nselfplay_gym.register_family('counterexample', 'counterexample:Counterexample')"
+    parts = [*python_blocks(before.partition("\n````python")[0]), registers, *python_blocks(after)]
+    assert len(parts) == 3
+    run("\n".join([*parts, "env.close()"]), TOY)
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```\n", text, re.DOTALL | re.MULTILINE)
 
 
 def test_the_page_speaks_of_every_part_of_the_contract() -> None:

@@ -1,29 +1,19 @@
-"""Counterexamples: a program, an output that it usually gives, and the question which input gives another."""
-
-from __future__ import annotations
+"""Counterexamples: given a program and the value that it usually returns, find an input that gives another."""
 
 import random
 from collections.abc import Sequence
 
 from selfplay_gym import Execution, Job, Proposal, Status, Task, Verdict, blocks, last_block, literals
 
-PROPOSE = """Write a Python function `f` that returns the same value for nearly every input, but not for all, and one
-usual input. A solver will see the function and the usual value and look for an input that gives another one.
+PROPOSE = """Write a Python function `f` that returns the same value for nearly every input, and one usual input.
 
 {references}Think inside <think> </think>. Then answer in the form of the examples, inside <answer> </answer>.
 """
 SOLVE = """For which input does `f` return something other than `{output}`, without an error?
 
-```python
 {program}
-```
 
-Think inside <think> </think>. Then answer with the argument list, Python literals separated by commas, in the form
-<answer>
-```input
-3, 'a'
-```
-</answer>
+Think inside <think> </think>. Then answer with the argument list, in the form <answer>3, 'a'</answer>.
 """
 
 
@@ -31,30 +21,25 @@ class Counterexample:
     """Shows a program and an output; any input with another output is right."""
 
     name = "counterexample"
-    references = 2
+    references = 2  # stored tasks that a proposal prompt shows
 
-    def seeds(self) -> Sequence[Task]:
-        """Return what an empty archive starts from; the output is what the program really returns."""
+    def seeds(self) -> Sequence[Task]:  # what an empty archive starts from
         return [Task(self.name, "def f(x):\n    return x * x >= 2 * x", ("7",), ("True",))]
 
     def proposal_prompt(self, references: Sequence[Task], rng: random.Random) -> str:
-        """Ask for a program and a usual input."""
         shown = [f"```python\n{t.program}\n```\n```input\n{t.inputs[0]}\n```\n\n" for t in references]
         return PROPOSE.format(references="".join(shown))
 
     def parse_proposal(self, answer: str, references: Sequence[Task]) -> Proposal:
-        """Return program and input; the gate runs them, nothing here is believed."""
         programs, inputs = blocks(answer, "python"), blocks(answer, "input")
         if len(programs) != 1 or len(inputs) != 1:
             raise ValueError("expected one python block and one input block")
-        return Proposal(programs[0], (inputs[0],))
+        return Proposal(programs[0], (inputs[0],))  # the gate runs it; nothing here is believed
 
     def solve_prompt(self, task: Task) -> str:
-        """Show program and usual output."""
         return SOLVE.format(program=task.program, output=task.outputs[0])
 
-    def check(self, task: Task, answer: str) -> Verdict | Job:
-        """Return a verdict where none needs execution, else what to run."""
+    def check(self, task: Task, answer: str) -> Verdict | Job:  # a verdict, or what to run for one
         try:
             arguments = literals.canonical_arguments(last_block(answer, "input"))
         except literals.NotALiteral as error:
@@ -62,7 +47,6 @@ class Counterexample:
         return Job(task.program, (arguments,), policy="plain")
 
     def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
-        """Compare what the run gave with the usual output."""
         if executions[0].status is not Status.OK:
             return Verdict(0.0, executions[0].status)
         return Verdict(1.0) if executions[0].value != task.outputs[0] else Verdict(0.0, "the usual output")
