@@ -34,6 +34,7 @@ MEMORY_SLACK = 8 * 2**20
 COMPILE_MEMORY = 128 * 2**20
 COMPILE_BUDGET = 0.1  # seconds; with less, the time to compile decides and belongs in the child
 LARGEST_KEPT = 32 * 2**10  # bytes of a message that a kept child takes: a pipe holds twice that
+MOST_FRESH = 64  # jobs in fresh children after kept ones were lost again and again
 START_MILLISECONDS = 5000  # for a kept child to get ready
 
 _DESCRIPTORS = struct.Struct("<cxxx3i")
@@ -75,7 +76,8 @@ class Children:
 
     Attributes:
         keeps: Whether children are kept and put back; set to False where that does not work.
-        kept_served: Jobs that the kept child has served.
+        kept_served: How often the kept child was put back.
+        refusal: Why no child could be kept the last time it was tried.
 
     Args:
         child_side: The runner module.
@@ -96,7 +98,8 @@ class Children:
         self._known_answer = (0, b"")
         self.keeps = proc is not None and filters.kept is not None
         self.kept_served = 0
-        self.refusal = ""
+        self.refusal = "" if self.keeps else "not asked for, or no /proc to be had"
+        self._lost_in_a_row = self._fresh_before_next = 0
 
     def run(self, jobs: list[Job], message: bytes) -> list[list[bytes]]:
         """Return the frames of each job: one a run; fewer where it stops at its first failure.
@@ -159,11 +162,17 @@ class Children:
     def _try_kept(self, jobs: list[Job], message: bytes) -> _Ending | None:
         if not self.keeps or len(message) > LARGEST_KEPT:
             return None
+        if self._fresh_before_next:  # another kept child costs ten forks, and programs of a kind come together
+            self._fresh_before_next -= 1
+            return None
         try:
-            return self._run_in_kept(jobs, message)
+            ending = self._run_in_kept(jobs, message)
         except (OSError, SnapshotLost) as error:
             self.refusal = str(error)
             return None
+        # Where exactly memory ends differs by what a child holds, so only one kind may say so.
+        short = len(jobs) == 1 and any(frame[4] == self._runner.MEMORY for frame in ending.frames[0])
+        return None if short else ending
 
     def cpu_seconds(self) -> float:
         """Return the processor time of this process and its children so far."""
@@ -229,7 +238,7 @@ class Children:
         kept = self._kept or self._start_kept()
         process, size = kept.process, len(message)
         watch = Watch(self._runner, self._with_known(jobs), 0, kept.frames, size, _processor_seconds(process))
-        memory = kept.snapshot.address_space + MEMORY_SLACK + jobs[0].memory_bytes + 2 * size
+        memory = self._base_bytes + MEMORY_SLACK + jobs[0].memory_bytes + 2 * size
         try:
             _limit_memory_of(process, memory)
             os.write(kept.jobs, message)
@@ -238,16 +247,17 @@ class Children:
             self.end_kept()
             raise
         fault = watch.follow(process)
-        put_back = watch.complete and _put_back(kept.snapshot)
+        put_back = watch.complete and self._put_back(kept.snapshot)
         if not put_back:
             _end(process)
         extra = watch.has_more()  # it is dead or stopped
-        if not put_back:
-            self._forget_kept()
-        elif extra:
-            self.end_kept()
-        else:
+        if put_back and not extra:
             self.kept_served += 1
+            self._lost_in_a_row = 0
+        else:
+            self.end_kept()
+            self._lost_in_a_row += 1
+            self._fresh_before_next = min(2**self._lost_in_a_row, MOST_FRESH) - 1
         if watch.complete and not extra:
             return _Ending(watch.frames, None)
         if fault.startswith("timeout"):
@@ -255,27 +265,34 @@ class Children:
         raise SnapshotLost("what ended it may be the stricter filter, or an earlier job")
 
     def _start_kept(self) -> _Kept:
-        """Fork a child, let it get ready, and remember it as it is then, stopped."""
-        job_end, jobs = os.pipe()
-        frames, frame_end = os.pipe()
-        process, snapshot = 0, None
-        try:
-            process = self._fork(lambda: self._be_kept(job_end), frame_end, COMPILE_MEMORY)
-            _close(job_end, frame_end)
-            job_end = frame_end = -1
-            walls.limit_memory(None)
-            snapshot = Snapshot(process, _DESCRIPTORS.unpack(_read_soon(frames))[1:])
-            os.write(jobs, _GO)
-            if _read_soon(frames) != _READY:
-                raise SnapshotLost("a child got ready wrongly")
-            snapshot.take()
-        except (OSError, SnapshotLost) as error:
-            _close(jobs, frames)
-            if snapshot is not None:
-                snapshot.close()
-            if process:
-                _end(process)
-            raise SnapshotLost(str(error)) from error
+        """Fork a child, let it get ready, and remember it as it is then, stopped.
+
+        Raises:
+            SnapshotLost: Something here cannot be had.
+        """
+        with contextlib.ExitStack() as failed, contextlib.ExitStack() as done:
+            done.callback(walls.limit_memory, None)
+            job_end, jobs = os.pipe()
+            done.callback(os.close, job_end)
+            failed.callback(os.close, jobs)
+            frames, frame_end = os.pipe()
+            done.callback(os.close, frame_end)
+            failed.callback(os.close, frames)
+            try:
+                process = self._fork(lambda: self._be_kept(job_end), frame_end, COMPILE_MEMORY)
+                failed.callback(_end, process)
+                walls.limit_memory(None)
+                if walls.pipe_size(jobs) < 2 * LARGEST_KEPT:  # a user of very many pipes gets small ones
+                    raise SnapshotLost("its pipe is too small")
+                snapshot = Snapshot(process, _DESCRIPTORS.unpack(_read_soon(frames))[1:])
+                failed.callback(snapshot.close)
+                os.write(jobs, _GO)
+                if _read_soon(frames) != _READY:
+                    raise SnapshotLost("a child got ready wrongly")
+                snapshot.take()
+            except (OSError, struct.error) as error:
+                raise SnapshotLost(str(error)) from error
+            failed.pop_all()
         self._kept = _Kept(process, jobs, frames, snapshot)
         return self._kept
 
@@ -290,32 +307,34 @@ class Children:
         os.write(seccomp.RESULT_FD, _DESCRIPTORS.pack(_READY, *descriptors))
         os.read(seccomp.JOB_FD, len(_GO))  # until the server has its own copies
         os.closerange(seccomp.JOB_FD + 1, walls.OPEN_FILES)
+        walls.forget_signal_stack(_signal.SIGPROF)
         self._confine(self._filters.kept)
         self._runner.get_ready()
         os.write(seccomp.RESULT_FD, _READY)
         self._runner.serve(seccomp.JOB_FD, seccomp.RESULT_FD)
 
+    def _put_back(self, snapshot: Snapshot) -> bool:
+        try:
+            snapshot.stop()
+            snapshot.restore()
+        except SnapshotLost as lost:
+            self.refusal = str(lost)
+            return False
+        return True
+
     def end_kept(self) -> None:
         """End the kept child, if there is one; the next job starts another."""
         if self._kept is not None:
-            _end(self._kept.process)
-            self._forget_kept()
-
-    def _forget_kept(self) -> None:
-        assert self._kept is not None
-        self.kept_served = 0
-        self._kept.snapshot.close()
-        _close(self._kept.jobs, self._kept.frames)
-        self._kept = None
+            kept, self._kept = self._kept, None
+            self.kept_served = 0
+            _end(kept.process)
+            kept.snapshot.close()
+            _close(kept.jobs, kept.frames)
 
     # --- how a child ended -------------------------------------------------------------------------------------------
 
     def _blame(self, watch: Watch, fault: str, status: int, over_budget: bool) -> _Ending:
         """Return what stands of the frames of a child that ended otherwise than asked for, and its fault."""
-        if self._tier == "full":
-            self._compiler.end()
-            self.end_kept()
-            _end_all_others()
         if watch.complete:  # more than was asked for: nothing this child said can stand
             spoilt = self._fault("crashed", "protocol")
             return _Ending([[spoilt] * len(frames) for frames in watch.frames], None)
@@ -422,20 +441,13 @@ def _read_soon(pipe: int) -> bytes:
     return said
 
 
-def _put_back(snapshot: Snapshot) -> bool:
-    try:
-        snapshot.stop()
-        snapshot.restore()
-    except SnapshotLost:
-        return False
-    return True
-
-
 def _end(process: int) -> int:
     """Kill a child and return its wait status, which is another's doing if it had ended before."""
-    with contextlib.suppress(ProcessLookupError):
+    try:
         os.kill(process, _signal.SIGKILL)
-    return os.waitpid(process, 0)[1]
+        return os.waitpid(process, 0)[1]
+    except (ProcessLookupError, ChildProcessError):  # it was waited for
+        return 0
 
 
 def _close(*descriptors: int) -> None:
@@ -448,13 +460,3 @@ def _processor_seconds(process: int) -> float:
         return time.clock_gettime(processor_clock(process))
     except OSError:  # it has ended
         return 0.0
-
-
-def _end_all_others() -> None:
-    """As process 1: kill and reap whatever else may live in this namespace."""
-    try:
-        os.kill(-1, _signal.SIGKILL)
-        while True:
-            os.waitpid(-1, 0)
-    except OSError:  # nobody is left
-        pass

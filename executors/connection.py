@@ -59,6 +59,7 @@ class Server:
     def __init__(self, kind: str, tier: Tier, keep_children: bool) -> None:
         self.kind = kind
         self.walls: dict[str, bool] = {}
+        self.keeps_none = ""  # why its children are forked for every job
         self.under_way: deque[Parcel] = deque()
         self._out = bytearray()
         self._in = bytearray()
@@ -93,7 +94,7 @@ class Server:
         if body[:1] != b"H":
             self.kill()
             raise ExecutorError(body[1:500].decode("utf-8", "replace"))
-        facts = marshal.loads(body[1:])  # noqa: S302 - written before any untrusted code ran
+        facts, self.keeps_none = marshal.loads(body[1:])  # noqa: S302 - written before any untrusted code ran
         self.walls = {str(name): bool(held) for name, held in facts.items()}
         self.socket.setblocking(False)
         return self

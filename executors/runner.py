@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from selfplay_gym.executors.compiler import PROGRAM_NAME
 from selfplay_gym.executors.router import Router
+from selfplay_gym.executors.seccomp import JOB_BYTES
 from selfplay_gym.literals import NotALiteral, encode
 
 FRAME = struct.Struct("<IBII")  # length of the payload, status, line, microseconds of processor time
@@ -140,7 +141,7 @@ def _on_timer(number: int, frame: object) -> None:
 
 
 HOLD_SECONDS, _HOLD_BYTES = 0.02, 2**14
-_RESERVE_BYTES, _RESERVE_BLOCK, _RESERVE_KEPT = 3 * 2**20, 400, 500
+_RESERVE_BYTES, _RESERVE_BLOCK, _RESERVE_KEPT = 5 * 2**19, 400, 500
 _reserve: list[bytes] = []
 _kept = False  # whether this process is put back after each job; its filter then lets nobody change signals
 
@@ -160,12 +161,15 @@ def get_ready() -> None:
     _kept = True
     blocks = [bytes(_RESERVE_BLOCK) for _ in range(_RESERVE_BYTES // _RESERVE_BLOCK)]
     _reserve.extend(blocks[::_RESERVE_KEPT])  # enough to hold on to the pools of the interpreter
+    blocks = [bytes(2**17) for _ in range(12)]  # has the C library ask for more than that, which it then keeps
 
 
 def serve(jobs: int, pipe: int) -> None:
     """Read jobs and write their frames; then wait to be put back to before the reading."""
-    write_frames([Job(*fields) for fields in _loads(_read(jobs, 65536))], 0, pipe)
-    _read(jobs, 1)
+    message = _read(jobs, JOB_BYTES)
+    _setitimer(_ITIMER_PROF, 0.0)  # the one thing of an earlier job that may still be there
+    write_frames([Job(*fields) for fields in _loads(message)], 0, pipe)
+    _read(jobs, JOB_BYTES)
 
 
 Supply = Callable[[], Arguments]

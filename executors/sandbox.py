@@ -126,6 +126,8 @@ class SandboxExecutor:
         """Return one line a fact, for people."""
         lines = [f"sandbox tier {self.tier}, {self.workers} workers"]
         lines += [f"{'present' if held else 'ABSENT '}  {name}" for name, held in self.walls.items()]
+        reasons = [server.keeps_none for server in self._pool.servers["A"][:1] if server.keeps_none]
+        lines += [f"kept_children: {reason}; every job gets a fork, which is slower" for reason in reasons]
         return lines + [f"refused: {reason}" for reason in self._pool.refusals]
 
     def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:

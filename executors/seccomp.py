@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 RESULT_FD = 3
 JOB_FD = 4  # of a child that is kept from job to job
+JOB_BYTES = 2**16 + 1  # it reads by this number alone: who guesses less is refused, as in any child
 
 _ALLOW = 0x7FFF0000
 _REFUSE = 0x00050000 | 1  # SECCOMP_RET_ERRNO with EPERM
@@ -199,8 +200,8 @@ def assemble(table: Table, role: Role = Role.CHILD) -> bytes:
         case Role.KEPT:
             verdicts |= dict.fromkeys((*table.lasting, table.mprotect), _KILL_IT)
             verdicts |= {
-                table.read: _check_argument(0, JOB_FD),
-                table.setitimer: _check_argument(0, _ITIMER_PROF, _KILL_IT),
+                table.read: _check_argument(0, JOB_FD, _check_argument(2, JOB_BYTES)),
+                table.setitimer: _check_argument(0, _ITIMER_PROF, otherwise=_KILL_IT),
             }
     pieces: list[tuple[int, list[Line]]] = [(0, verdicts.get(0, _REFUSE_IT))]  # first number, what happens from there
     for number in range(1, max(verdicts) + 2):
@@ -221,7 +222,10 @@ def _tree(pieces: list[tuple[int, list[Line]]]) -> list[Line]:
     return [(_AT_LEAST, len(below), 0, pieces[middle][0]), *below, *_tree(pieces[middle:])]
 
 
-def _check_argument(index: int, value: int, otherwise: list[Line] | None = None) -> list[Line]:
+def _check_argument(
+    index: int, value: int, then: list[Line] | None = None, otherwise: list[Line] | None = None
+) -> list[Line]:
+    """Allow (or go on with ``then``) if an argument has a value, else refuse it (or do ``otherwise``)."""
     low, high = _argument(index), _argument(index) + 4
     return [
         (_LOAD, 0, 0, low),
@@ -229,7 +233,7 @@ def _check_argument(index: int, value: int, otherwise: list[Line] | None = None)
         (_LOAD, 0, 0, high),
         (_EQUAL, 1, 0, 0),
         *(otherwise or _REFUSE_IT),
-        *_ALLOW_IT,
+        *(then or _ALLOW_IT),
     ]
 
 

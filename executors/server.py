@@ -93,7 +93,7 @@ def _build(tier: str, trainer: int, literals_file: str, light: bool, keeps: bool
     gc.disable()
     facts |= check_walls(children, tier, filters.child is not None)
     facts["kept_children"] = check_kept(children, child_side)
-    _send(b"H" + marshal.dumps(facts))
+    _send(b"H" + marshal.dumps((facts, "" if children.keeps else children.refusal)))
     return child_side, children
 
 

@@ -7,8 +7,9 @@ a while and are copied back every time: programs write to much the same pages, a
 fault that would tell.
 
 Nothing here believes the process: it is stopped by ptrace, and what is put back is read from the server's own memory.
-What the kernel keeps for a process beside memory and registers, the filter must make unchangeable (signal handlers,
-timers, descriptors) or `restore` notices (mappings).
+A program may have gained native code there, so `restore` looks for all it could have done to mappings and signals, and
+gives up where it finds anything. Beyond that, the filter must forbid what the kernel keeps for a process beside memory
+and registers (handlers, descriptors, protection), and the process itself must stop its timer before each job.
 
 Needs Linux 6.7, and ptrace of one's own child. Standard library only.
 """
@@ -27,9 +28,9 @@ _PIDFD_GETFD = 438
 _USER_MODE_ONLY, _O_CLOEXEC = 1, 0o2000000
 _UFFD_API, _UFFD_REGISTER, _UFFD_PROTECT = 0xC018AA3F, 0xC020AA00, 0xC018AA06
 _UFFD_VERSION, _UNPOPULATED_TOO, _ASYNCHRONOUS, _PROTECT = 0xAA, 1 << 13, 1 << 15, 2
-_PAGEMAP_SCAN, _PAGE_IS_WRITABLE_ONCE, _PAGE_IS_WRITTEN = 0xC0606610, 1, 2
+_PAGEMAP_SCAN, _WATCHED, _WRITTEN, _PRESENT, _SWAPPED = 0xC0606610, 1, 2, 8, 16
 _SEIZE, _INTERRUPT, _DETACH, _SET_REGISTERS, _GET_REGISTERS = 0x4206, 0x4207, 17, 0x4205, 0x4204
-_GET_SIGNAL_MASK, _SET_SIGNAL_MASK, _EXIT_WITH_TRACER = 0x420A, 0x420B, 0x100000
+_GET_SIGNAL_MASK, _SET_SIGNAL_MASK, _PEEK_SIGNALS, _EXIT_WITH_TRACER = 0x420A, 0x420B, 0x4209, 0x100000
 _GENERAL = 1
 _WALL = 0x40000000
 _PR_SET_DUMPABLE = 4
@@ -96,9 +97,6 @@ def open_own(proc: int) -> tuple[int, ...]:
 class Snapshot:
     """One child of this process as it was at `take`; it is stopped then, and after every `restore`.
 
-    Attributes:
-        address_space: Bytes of it that the process had then.
-
     Args:
         process: The child, waiting for its first job.
         descriptors: What `open_own` returned there; it may close them once this exists.
@@ -109,13 +107,17 @@ class Snapshot:
 
     def __init__(self, process: int, descriptors: tuple[int, ...]) -> None:
         self._process = process
-        self.address_space = 0
         self._owned: list[int] = []
         self._memory = (0, 0)  # where the copy is, and its bytes
         self._mappings: list[_Mapping] = []
         self._last_written = b""
         self._plans: list[_Plan] = []
         self._restores = self._pages = 0
+        # Buffers that the kernel reads and writes.
+        self._request = ctypes.create_string_buffer(96)
+        self._ranges = ctypes.create_string_buffer(24 * _MOST_RANGES)
+        self._signal_mask = ctypes.create_string_buffer(8)
+        self._peek, self._signal = ctypes.create_string_buffer(16), ctypes.create_string_buffer(128)
         handle = os.pidfd_open(process)
         try:
             for descriptor in descriptors:
@@ -136,22 +138,20 @@ class Snapshot:
         """
         self.stop()
         self._layout = self._read_layout()
-        self.address_space = sum(end - start for start, end, _ in _ranges_of(self._layout))
-        self._mappings = self._copy_memory()
+        self._mappings = self._place_copies()
         self._starts = [mapping.start for mapping in self._mappings]
         for mapping in self._mappings:
             self._ioctl_range(_UFFD_REGISTER, mapping, _PROTECT, 0)
+        self._copy_memory()
+        self._keep_registers()
+        self._protect_all()
+        self._unwatched = self._scan(0, _WATCHED)
+
+    def _keep_registers(self) -> None:
         self._registers = [_RegisterSet(which) for which in (_GENERAL, _MACHINES[os.uname().machine][1])]
         for registers in self._registers:
             _ptrace(_GET_REGISTERS, self._process, registers.which, registers.address)
-        self._signal_mask = ctypes.create_string_buffer(8)
         _ptrace(_GET_SIGNAL_MASK, self._process, 8, ctypes.addressof(self._signal_mask))
-        self._ranges = ctypes.create_string_buffer(24 * _MOST_RANGES)
-        limits = (self._starts[0], self._mappings[-1].end, 0, ctypes.addressof(self._ranges), _MOST_RANGES)
-        categories = (0, _PAGE_IS_WRITABLE_ONCE | _PAGE_IS_WRITTEN, 0, _PAGE_IS_WRITTEN)
-        self._scan_request = struct.pack("<12Q", 96, 0, *limits, 0, *categories)
-        self._scan = ctypes.create_string_buffer(self._scan_request, len(self._scan_request))
-        self._protect_all()
 
     def resume(self) -> None:
         """Let the stopped process run."""
@@ -161,17 +161,15 @@ class Snapshot:
         """Stop the running process.
 
         Raises:
-            SnapshotLost: It has ended. It was not waited for.
+            SnapshotLost: It has ended; it may have been waited for.
         """
         try:
             _ptrace(_SEIZE, self._process, 0, _EXIT_WITH_TRACER)
             _ptrace(_INTERRUPT, self._process)
         except OSError as error:
             raise SnapshotLost("it has ended") from error
-        ended = os.waitid(os.P_PID, self._process, os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL)
-        if ended is None or ended.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
+        if not os.WIFSTOPPED(os.waitpid(self._process, _WALL)[1]):
             raise SnapshotLost("it has ended")
-        os.waitpid(self._process, _WALL)
 
     def restore(self) -> None:
         """Put the stopped process back.
@@ -185,11 +183,12 @@ class Snapshot:
             raise SnapshotLost(str(error)) from error
 
     def _restore(self) -> None:
-        if self._read_layout() != self._layout:
-            raise SnapshotLost("its mappings changed")
-        written = self._written()
+        self._check_unmoved()
+        self._check_no_signals()
+        written = self._scan(_WATCHED | _WRITTEN, 0)
         if written != self._last_written:
-            self._plan(written)
+            self._plans = self._plans_for(written)
+            self._pages = sum(plan.size for plan in self._plans) // _PAGE
             self._last_written = written
         for plan in self._plans:
             vectors = (plan.ours, plan.ranges, plan.theirs, plan.ranges)
@@ -201,6 +200,26 @@ class Snapshot:
         self._restores += 1
         if self._restores >= _MOST_RESTORES or self._pages > _MOST_PAGES:
             self._protect_all()
+
+    def _check_unmoved(self) -> None:
+        """Look for memory that was given back, moved, or put where other memory was."""
+        if self._read_layout() != self._layout:
+            raise SnapshotLost("its mappings changed")
+        # The list may read the same after memory was moved away and back, or replaced: that is watched no more.
+        if self._scan(0, _WATCHED) != self._unwatched:
+            raise SnapshotLost("some of its memory was replaced")
+        # Protected pages are present, swapped or marked (which counts as swapped), unless they were given back.
+        if self._scan(_WATCHED, _PRESENT | _SWAPPED):
+            raise SnapshotLost("it gave memory back")
+
+    def _check_no_signals(self) -> None:
+        """Look for signals that wait for the next job."""
+        for shared in (0, 1):
+            request = struct.pack("<QIi", 0, shared, 1)
+            ctypes.memmove(self._peek, request, len(request))
+            addresses = ctypes.addressof(self._peek), ctypes.addressof(self._signal)
+            if _ptrace(_PEEK_SIGNALS, self._process, *addresses):
+                raise SnapshotLost("it left a signal behind")
 
     def close(self) -> None:
         """Give back what this holds; the process must have ended or be about to."""
@@ -219,8 +238,8 @@ class Snapshot:
             at += len(part)
         return text
 
-    def _copy_memory(self) -> list[_Mapping]:
-        """Copy all memory that the process may write into ours, in one block that no fork inherits."""
+    def _place_copies(self) -> list[_Mapping]:
+        """Return the mappings that the process may write, each with its place in one block that no fork inherits."""
         writable = [found for found in _ranges_of(self._layout) if b"w" in found[2]]
         if any(b"s" in access for *_, access in writable):
             raise SnapshotLost("it shares memory that it may write")
@@ -234,13 +253,15 @@ class Snapshot:
         mappings = []
         for start, end in ranges:
             mappings.append(_Mapping(start, end, block))
-            ours, theirs = _Vector(block, end - start), _Vector(start, end - start)
-            one, none = ctypes.c_ulong(1), ctypes.c_ulong(0)
-            done = _libc.process_vm_readv(self._process, ctypes.byref(ours), one, ctypes.byref(theirs), one, none)
-            if done != end - start:
-                raise OSError(ctypes.get_errno(), "process_vm_readv")
             block += end - start
         return mappings
+
+    def _copy_memory(self) -> None:
+        """Copy what is there; what was never touched is zero there and here."""
+        for plan in self._plans_for(self._scan(_WATCHED, 0, any_of=_PRESENT | _SWAPPED)):
+            vectors = (plan.ours, plan.ranges, plan.theirs, plan.ranges)
+            if _libc.process_vm_readv(self._process, *vectors, ctypes.c_ulong(0)) != plan.size:
+                raise OSError(ctypes.get_errno(), "process_vm_readv")
 
     def _protect_all(self) -> None:
         for mapping in self._mappings:
@@ -254,32 +275,34 @@ class Snapshot:
         argument = struct.pack(f"<{len(values)}Q", *values)
         _ioctl(self._userfault, request, ctypes.create_string_buffer(argument, len(argument)))
 
-    def _written(self) -> bytes:
-        """Return the ranges written since they were last protected, as the kernel lists them."""
-        ctypes.memmove(self._scan, self._scan_request, len(self._scan_request))
-        count = _ioctl(self._pagemap, _PAGEMAP_SCAN, self._scan)
+    def _scan(self, have: int, lack: int, any_of: int = 0) -> bytes:
+        """Return the ranges of writable memory whose pages have and lack these properties, as the kernel lists them."""
+        limits = (self._starts[0], self._mappings[-1].end, 0, ctypes.addressof(self._ranges), _MOST_RANGES)
+        request = struct.pack("<12Q", 96, 0, *limits, 0, lack, have | lack, any_of, _WATCHED)
+        ctypes.memmove(self._request, request, len(request))
+        count = _ioctl(self._pagemap, _PAGEMAP_SCAN, self._request)
         if count >= _MOST_RANGES:
-            raise SnapshotLost("it wrote to too many places")
+            raise SnapshotLost("too many ranges")
         return ctypes.string_at(self._ranges, 24 * count)
 
-    def _plan(self, written: bytes) -> None:
+    def _plans_for(self, listed: bytes) -> list[_Plan]:
         """Prepare the copying of these ranges, in as many calls as the kernel needs."""
         ours, theirs = [], []
-        for start, end, _ in struct.iter_unpack("<3Q", written):
+        for start, end, _ in struct.iter_unpack("<3Q", listed):
             while start < end:  # the kernel joins ranges of neighbouring mappings
                 mapping = self._mappings[bisect.bisect_right(self._starts, start) - 1]
                 length = min(end, mapping.end) - start
                 if length <= 0:
-                    raise SnapshotLost("it wrote where it had nothing")
+                    raise SnapshotLost("there was nothing before")
                 ours.append(_Vector(mapping.copy + start - mapping.start, length))
                 theirs.append(_Vector(start, length))
                 start += length
-        self._plans = []
+        plans = []
         for at in range(0, len(ours), _MOST_VECTORS):
             some, others = ours[at : at + _MOST_VECTORS], theirs[at : at + _MOST_VECTORS]
             kind, size = _Vector * len(some), sum(vector.length for vector in some)
-            self._plans.append(_Plan(kind(*some), kind(*others), ctypes.c_ulong(len(some)), size))
-        self._pages = sum(plan.size for plan in self._plans) // _PAGE
+            plans.append(_Plan(kind(*some), kind(*others), ctypes.c_ulong(len(some)), size))
+        return plans
 
 
 def _ranges_of(layout: bytes) -> list[tuple[int, int, bytes]]:
@@ -300,9 +323,9 @@ class _RegisterSet:
         self.address = ctypes.addressof(self._vector)  # the kernel writes the true length there
 
 
-def _ptrace(request: int, process: int, address: int = 0, data: int = 0) -> None:
+def _ptrace(request: int, process: int, address: int = 0, data: int = 0) -> int:
     arguments = ctypes.c_long(request), ctypes.c_long(process), ctypes.c_void_p(address), ctypes.c_void_p(data)
-    _checked(_libc.ptrace(*arguments), "ptrace")
+    return _checked(_libc.ptrace(*arguments), "ptrace")
 
 
 def _ioctl(descriptor: int, request: int, argument: ctypes.Array[ctypes.c_char]) -> int:

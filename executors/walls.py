@@ -29,6 +29,8 @@ _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x4000, 0x40000, 2
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 38, 47
 _SIGKILL = 9
+_SA_ONSTACK, _SIGACTION_FLAGS, _SIGACTION_BYTES = 0x08000000, 136, 152  # handler 8, mask 128, flags 4, restorer 8
+_F_GETPIPE_SZ = 1032
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MEMORY_LIMIT = resource.getrlimit(resource.RLIMIT_AS)[1]  # the hard one, which nothing here changes
@@ -174,8 +176,26 @@ def keep_freed_memory() -> None:
     Large blocks still come and go as mappings of their own. Only some C libraries can.
     """
     if hasattr(_libc, "mallopt"):
-        for option, value in ((-1, 2**30), (-2, 2**20), (-3, 2**18)):  # trim never, grow by a MiB, map from 256 KiB
+        for option, value in ((-1, 2**30), (-2, 2**23), (-3, 2**18)):  # trim never, grow by 8 MiB, map from 256 KiB
             _libc.mallopt(option, value)
+
+
+def forget_signal_stack(number: int) -> None:
+    """Have the handler of a signal run on the ordinary stack.
+
+    Returning from a signal, which no filter can forbid, sets another stack, and for good.
+    """
+    action = ctypes.create_string_buffer(_SIGACTION_BYTES)
+    _check(_libc.sigaction(number, None, action), "sigaction")
+    (flags,) = struct.unpack_from("<i", action, _SIGACTION_FLAGS)
+    struct.pack_into("<i", action, _SIGACTION_FLAGS, flags & ~_SA_ONSTACK)
+    _check(_libc.sigaction(number, action, None), "sigaction")
+
+
+def pipe_size(descriptor: int) -> int:
+    """Return how many bytes a pipe holds."""
+    size: int = _libc.fcntl(descriptor, _F_GETPIPE_SZ)
+    return size
 
 
 def address_space() -> int:

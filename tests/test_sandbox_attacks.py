@@ -420,7 +420,10 @@ def test_a_kept_child_may_read_jobs_and_change_nothing_that_lasts(table):
         assert call(table, number, 3, role=kept) == call(table, number, 3), number
     assert {call(table, number, role=kept) for number in (*table.lasting, table.mprotect)} == {"kill"}
     assert [call(table, table.setitimer, which, role=kept) for which in range(4)] == ["kill", "kill", "allow", "kill"]
-    assert [call(table, table.read, pipe, role=kept) for pipe in (3, 4, 5)] == ["refuse", "allow", "refuse"]
+    assert {call(table, table.read, pipe, 0, 2**16 + 1, role=kept) for pipe in (0, 3, 5, 2**32 + 4)} == {"refuse"}
+    assert [call(table, table.read, 4, 0, count, role=kept) for count in (1, 2**16, 2**16 + 1)] == [
+        "refuse", "refuse", "allow"
+    ]  # fmt: skip
     assert [call(table, table.read, pipe) for pipe in (3, 4)] == ["refuse", "refuse"]
     assert call(table, table.read, 9, role=seccomp.Role.COMPILER) == "allow"
 
