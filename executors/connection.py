@@ -6,6 +6,7 @@ Nothing a program wrote is evaluated, unpickled or decoded here, beyond text of 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import marshal
 import os
 import re
@@ -22,7 +23,7 @@ import selfplay_gym
 from selfplay_gym import literals
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.runner import ALONE, FRAME, STEADY
-from selfplay_gym.executors.tickets import FULL, Parcel, Ticket
+from selfplay_gym.executors.tickets import FULL, NUMERIC, Parcel, Ticket
 from selfplay_gym.types import Execution, Status, Tier
 
 _FRAME = FRAME
@@ -32,7 +33,14 @@ _STATUSES: Final = tuple(Status[name] for name in (
 ))  # fmt: skip
 _START_SECONDS = 30.0
 _HASH_SEEDS = {"A": "2801", "B": "4643"}  # fixed, so that a verdict does not depend on the run
-KINDS = tuple(seed + size for size in ("", FULL) for seed in _HASH_SEEDS)
+_ENVIRONMENT = {
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "LD_BIND_NOW": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+KINDS = tuple(seed + size for size in ("", FULL, NUMERIC) for seed in _HASH_SEEDS)
 
 # Starts a server without running `selfplay_gym/__init__.py`, whose imports a server must not have.
 _BOOTSTRAP = """
@@ -193,7 +201,10 @@ def _spawn(control: socket.socket, kind: str, tier: Tier, keep_children: bool) -
     package = Path(selfplay_gym.__file__).parent
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     arguments = [str(tier), str(os.getpid()), str(package / "literals.py"), str(package), str(Path(__file__).parent)]
-    arguments += ["full" if kind.endswith(FULL) else "light", "kept" if keep_children else "fresh"]
+    numpy = importlib.util.find_spec("numpy") if kind.endswith(NUMERIC) else None
+    packages = str(Path(numpy.origin).parent.parent) if numpy is not None and numpy.origin else ""
+    light = "full" if kind.endswith((FULL, NUMERIC)) else "light"
+    arguments += [light, packages, "kept" if keep_children else "fresh"]
     passed = control.fileno()
     return subprocess.Popen(
         # Not -I or -E: both ignore PYTHONHASHSEED.
@@ -203,8 +214,7 @@ def _spawn(control: socket.socket, kind: str, tier: Tier, keep_children: bool) -
         stderr=subprocess.DEVNULL,
         pass_fds=(passed,),
         cwd="/",
-        # Bound now, or every child would look up the same C functions anew.
-        env={**kept, "PYTHONHASHSEED": _HASH_SEEDS[kind[0]], "LC_ALL": "C.UTF-8", "TZ": "UTC", "LD_BIND_NOW": "1"},
+        env={**kept, **_ENVIRONMENT, "PYTHONHASHSEED": _HASH_SEEDS[kind[0]]},
         start_new_session=True,  # Ctrl-C in a terminal is for the trainer
     )
 

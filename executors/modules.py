@@ -6,6 +6,7 @@ There is no file system to load anything else from. Runs in the server alone. St
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib.util
 import marshal
 import os
@@ -31,6 +32,9 @@ PRELOADED = (
     "encodings.hex_codec", "encodings.rot_13", "_codecs_cn", "_codecs_hk", "_codecs_iso2022", "_codecs_jp",
     "_codecs_kr", "_codecs_tw", "_multibytecodec",
 )  # fmt: skip
+
+# What a numeric server adds to a full one, from the trainer's own packages.
+NUMERIC = ("numpy", "numpy.fft", "numpy.linalg", "numpy.ma", "numpy.polynomial", "numpy.random", "numpy.testing")
 
 # What the server itself needs and a program has no use for.
 HIDDEN = (
@@ -102,8 +106,13 @@ def load_child_side(literals_file: str, light: bool) -> Any:
     return sys.modules["selfplay_gym.executors.runner"]
 
 
-def preload(light: bool) -> None:
-    """Import all that programs may import, in a form that costs a fork little."""
+def preload(light: bool, packages: str) -> None:
+    """Import all that programs may import, in a form that costs a fork little.
+
+    Args:
+        light: Only what a light server holds.
+        packages: Folder of numpy; nothing where programs do not get it.
+    """
     os.register_at_fork = lambda **hooks: None  # `random` would seed itself anew in every child
     sys.modules["_hashlib"] = None  # type: ignore[assignment]  # OpenSSL costs megabytes; hashlib has its own code
     hashes = ("_md5", "_sha1", "_sha256", "_sha512", "_sha2", "_sha3", "_blake2")
@@ -116,6 +125,12 @@ def preload(light: bool) -> None:
         # It would tidy up after threads, of which there are none, in every child.
         vars(sys.modules["threading"])["_after_fork"] = lambda: None
         sys.meta_path.append(_TextEncodings())
+    if packages:
+        sys.path.append(packages)
+        for name in NUMERIC:
+            with contextlib.suppress(ImportError):
+                import_module(name)
+        sys.path.remove(packages)
 
 
 class _TextEncodings:

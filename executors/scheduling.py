@@ -25,10 +25,11 @@ from selfplay_gym.executors.pool import Pool
 from selfplay_gym.executors.tickets import (
     FULL,
     LARGEST_PARCEL,
+    NUMERIC,
     Ticket,
-    is_light,
     next_parcel,
     refused_before_running,
+    size_of,
 )
 from selfplay_gym.types import ChildPer, Execution, Job, Status
 
@@ -128,7 +129,7 @@ class Batch:
             return
         numbers = range(len(job.inputs))
         runs = tuple(number for number in numbers for _ in range(2)) if job.check_determinism else tuple(numbers)
-        ticket = Ticket(index, job, "A" if is_light(job) else "A" + FULL, runs, job.check_determinism)
+        ticket = Ticket(index, job, "A" + size_of(job), runs, job.check_determinism)
         ticket.key = key
         ticket.shares = self._child_per == "batch" and job.literal_inputs
         ticket.separate = self._child_per == "run"
@@ -205,7 +206,7 @@ class Batch:
             self._waiting[ticket.kind].append(ticket)
         elif self._may_have_starved(ticket, executions):
             self._starved.append((ticket, executions))
-        elif not ticket.kind.endswith(FULL) and any(e.error_type in _MISSING for e in executions):
+        elif not ticket.kind.endswith((FULL, NUMERIC)) and any(e.error_type in _MISSING for e in executions):
             ticket.kind += FULL
             self._waiting[ticket.kind].append(ticket)
         elif not ticket.job.check_determinism:

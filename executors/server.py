@@ -33,16 +33,16 @@ CONTROL_FD = 3
 def main() -> None:
     """Serve the inherited socket until it closes.
 
-    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, ``light`` or ``full``, ``kept``
-    or ``fresh`` children, number of the socket.
+    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, ``light`` or ``full``, folder of
+    numpy or nothing, ``kept`` or ``fresh`` children, number of the socket.
     """
     tier, trainer, literals_file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    light, keeps, control = sys.argv[6] == "light", sys.argv[7] == "kept", int(sys.argv[8])
+    light, packages, keeps, control = sys.argv[6] == "light", sys.argv[7], sys.argv[8] == "kept", int(sys.argv[9])
     if control != CONTROL_FD:
         os.dup2(control, CONTROL_FD)
         os.close(control)
     try:
-        child_side, children = _build(tier, trainer, literals_file, light, keeps)
+        child_side, children = _build(tier, trainer, literals_file, light, packages, keeps)
     except (WallMissing, OSError) as error:
         _send(b"F" + str(error).encode("utf-8", "backslashreplace"))
         os._exit(1)
@@ -50,10 +50,12 @@ def main() -> None:
     os._exit(0)
 
 
-def _build(tier: str, trainer: int, literals_file: str, light: bool, keeps: bool) -> tuple[Any, Children]:
+def _build(
+    tier: str, trainer: int, literals_file: str, light: bool, packages: str, keeps: bool
+) -> tuple[Any, Children]:
     """Import, warm up, wall in, split; return in the server alone, with the runner module."""
     child_side = modules.load_child_side(literals_file, light)
-    modules.preload(light)
+    modules.preload(light, packages)
     trainer_handle = _process_handle(trainer)
     if os.getppid() != trainer:
         os._exit(0)  # the trainer ended while this process started
@@ -193,5 +195,5 @@ def _warm_up(child_side: Any, light: bool) -> None:
     programs = [modules.WARM_UP, "def f(x): return 1 /", "def f(x, y): raise ValueError(x)"]
     for program in programs if light else [*programs, modules.WARM_UP_FULL]:
         for code in (b"", compiled(program.encode())):
-            job = child_side.Job(program.encode(), True, "f", inputs, (0, 1) * 5, True, False, *limits, code)
+            job = child_side.Job(program.encode(), True, "f", inputs, (0, 1) * 5, True, False, *limits, False, code)
             collections.deque(child_side.frames(job, 0), maxlen=0)

@@ -16,7 +16,9 @@ from selfplay_gym.executors.policy import Refusal, refusal
 from selfplay_gym.types import Execution, Job, Status
 
 FAST_SECONDS: Final = 0.1  # of processor time for a run that shares a child; what needs more runs again alone
-FULL = " full"  # servers that preloaded all that programs may import; the children of the others cost half as much
+# Kinds of server beside the light ones, whose children cost half as much.
+FULL = " full"  # preloaded all that programs may import
+NUMERIC = " numeric"  # and numpy
 LARGEST_PARCEL = 64  # jobs
 _PARCEL_BYTES = 24 * 2**10  # the children that are put back take messages up to 32 KiB
 _FIELD_BYTES = 64  # about what a job adds to its texts
@@ -148,6 +150,16 @@ _IMPORT = re.compile(
 
 
 _CODECS = re.compile(r"encode|decode|codecs|namereplace|\\N")
+
+
+_NUMPY = re.compile(r"^[ \t]*(?:import|from)[ \t]+numpy\b", re.ASCII | re.MULTILINE)
+
+
+def size_of(job: Job) -> str:
+    """Return which servers can run a job, going by its text: the light ones, `FULL` or `NUMERIC`."""
+    if job.policy == "plain" and isinstance(job.program, str) and _NUMPY.search(job.program):
+        return NUMERIC
+    return "" if is_light(job) else FULL
 
 
 def is_light(job: Job) -> bool:

@@ -78,6 +78,22 @@ def test_the_full_server_starts_when_it_is_needed():
         assert started(executor) == {"A", "B", "A full"}
 
 
+def test_plain_programs_get_numpy_and_strict_ones_do_not():
+    program = (
+        "import numpy as n\nfrom numpy.linalg import det\ndef f(x): return (n.array(x) * 2).tolist(), round(det(x))"
+    )
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        results = run(executor, program, "[[1, 2], [3, 4]]", "[[2, 0], [0, 2]]", check_determinism=True)
+        assert [r.value for r in results] == ["([[2, 4], [6, 8]], -2)", "([[4, 0], [0, 4]], 4)"]
+        assert started(executor) == {"A", "A numeric", "B numeric"}
+        assert one(executor, program, "[[1]]", policy="strict").status is Status.FORBIDDEN
+        noise = "import numpy\ndef f(): return numpy.random.rand()"
+        assert one(executor, noise, check_determinism=True).status is Status.NONDETERMINISTIC
+        reaches = "import numpy.ctypeslib\ndef f(): return numpy.ctypeslib.ctypes.CDLL(None).fork()"
+        assert one(executor, reaches).status in (Status.FORBIDDEN, Status.ERROR)
+        assert one(executor, "import json\ndef f(): return json.dumps(1)").value == "'1'"
+
+
 HIDDEN_IMPORT = "g = globals()['__builtins__'].__dict__['__im' + 'port__']\n"
 
 
