@@ -33,8 +33,8 @@ CONTROL_FD = 3
 def main() -> None:
     """Serve the inherited socket until it closes.
 
-    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, ``light`` or ``full``, folder of
-    numpy or nothing, ``kept`` or ``fresh`` children, number of the socket.
+    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, ``light`` or ``full``, the
+    folder of numpy or nothing, ``kept`` or ``fresh`` children, number of the socket.
     """
     tier, trainer, literals_file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     light, packages, keeps, control = sys.argv[6] == "light", sys.argv[7], sys.argv[8] == "kept", int(sys.argv[9])
