@@ -141,7 +141,7 @@ def _on_timer(number: int, frame: object) -> None:
 
 
 HOLD_SECONDS, _HOLD_BYTES = 0.02, 2**14
-_RESERVE_BYTES, _RESERVE_BLOCK, _RESERVE_KEPT = 5 * 2**19, 400, 500
+_RESERVE_BYTES, _RESERVE_BLOCK, _RESERVE_KEPT = 2**20, 400, 500
 _reserve: list[bytes] = []
 _kept = False  # whether this process is put back after each job; its filter then lets nobody change signals
 
@@ -161,7 +161,7 @@ def get_ready() -> None:
     _kept = True
     blocks = [bytes(_RESERVE_BLOCK) for _ in range(_RESERVE_BYTES // _RESERVE_BLOCK)]
     _reserve.extend(blocks[::_RESERVE_KEPT])  # enough to hold on to the pools of the interpreter
-    blocks = [bytes(2**17) for _ in range(12)]  # has the C library ask for more than that, which it then keeps
+    blocks = [bytes(2**17) for _ in range(8)]  # has the C library ask for more than that, which it then keeps
 
 
 def serve(jobs: int, pipe: int) -> None:
