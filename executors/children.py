@@ -63,6 +63,12 @@ class _Kept(NamedTuple):
     frames: int
     snapshot: Snapshot
 
+    def end(self) -> None:
+        """Kill the process, if that was not done before: its number may be another's by now."""
+        if not self.snapshot.has_ended:
+            _end(self.process)
+            self.snapshot.has_ended = True
+
 
 class _Ending(NamedTuple):
     """The frames of each job of a child and, if it ended before all were there, the fault of the running one."""
@@ -249,7 +255,7 @@ class Children:
         fault = watch.follow(process)
         put_back = watch.complete and self._put_back(kept.snapshot)
         if not put_back:
-            _end(process)
+            kept.end()
         extra = watch.has_more()  # it is dead or stopped
         if put_back and not extra:
             self.kept_served += 1
@@ -327,7 +333,7 @@ class Children:
         if self._kept is not None:
             kept, self._kept = self._kept, None
             self.kept_served = 0
-            _end(kept.process)
+            kept.end()
             kept.snapshot.close()
             _close(kept.jobs, kept.frames)
 
@@ -441,13 +447,9 @@ def _read_soon(pipe: int) -> bytes:
     return said
 
 
-def _end(process: int) -> int:
-    """Kill a child and return its wait status, which is another's doing if it had ended before."""
-    try:
-        os.kill(process, _signal.SIGKILL)
-        return os.waitpid(process, 0)[1]
-    except (ProcessLookupError, ChildProcessError):  # it was waited for
-        return 0
+def _end(process: int) -> None:
+    os.kill(process, _signal.SIGKILL)  # also where it has ended: nobody else waits for it
+    os.waitpid(process, 0)
 
 
 def _close(*descriptors: int) -> None:

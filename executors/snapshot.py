@@ -97,6 +97,9 @@ def open_own(proc: int) -> tuple[int, ...]:
 class Snapshot:
     """One child of this process as it was at `take`; it is stopped then, and after every `restore`.
 
+    Attributes:
+        has_ended: Whether the process was waited for.
+
     Args:
         process: The child, waiting for its first job.
         descriptors: What `open_own` returned there; it may close them once this exists.
@@ -107,6 +110,7 @@ class Snapshot:
 
     def __init__(self, process: int, descriptors: tuple[int, ...]) -> None:
         self._process = process
+        self.has_ended = False
         self._owned: list[int] = []
         self._memory = (0, 0)  # where the copy is, and its bytes
         self._mappings: list[_Mapping] = []
@@ -169,6 +173,7 @@ class Snapshot:
         except OSError as error:
             raise SnapshotLost("it has ended") from error
         if not os.WIFSTOPPED(os.waitpid(self._process, _WALL)[1]):
+            self.has_ended = True
             raise SnapshotLost("it has ended")
 
     def restore(self) -> None:
