@@ -148,7 +148,12 @@ families = Registry(
     },
 )
 executors = Registry(
-    "executor", "selfplay_gym.executors", {"sandbox": "selfplay_gym.executors.sandbox:SandboxExecutor"}
+    "executor",
+    "selfplay_gym.executors",
+    {
+        "sandbox": "selfplay_gym.executors.sandbox:SandboxExecutor",
+        "ray": "selfplay_gym.executors.ray:RayExecutor",
+    },
 )
 
 
