@@ -1,212 +1,201 @@
-"""What the executor costs, as a ratio to running the same programs with nothing around them.
-
-Processor time of the whole process tree, in interleaved rounds, medians: clock time on a shared machine measures the
-neighbours. Every rival does the same work, written by the templates below.
-"""
+"""The sandbox measured in one run: what it costs beside its rivals, how it grows, and which targets that meets."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
-import resource
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.console import Console, Group
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.types import Job
+from selfplay_gym import bench_costs as costs
+from selfplay_gym import bench_scaling as scaling
+from selfplay_gym.bench_costs import Costs
+from selfplay_gym.bench_scaling import Footprint, Overrun, Size, Throughput
 
-# A small program each, `{n}` a number from 2 to 9, and what to call it with.
-_TEMPLATES: tuple[tuple[str, str], ...] = (
-    ("def f(xs):\n    total = 0\n    for i, x in enumerate(xs):\n        total += x * (i % {n} + 1)\n    return total",
-     "[{i}, 2, 3, 5, 8, 13]"),
-    ("def f(text):\n    words = text.split()\n"
-     "    return ' '.join(w[::-1] if len(w) > {n} else w.upper() for w in words)",
-     "'the quick brown fox {i} jumps'"),
-    ("def f(n):\n    a, b = 0, 1\n    out = []\n    while len(out) < n + {n}:\n        out.append(a)\n"
-     "        a, b = b, a + b\n    return out", "{i}"),
-    ("def f(items):\n    counts = {{}}\n    for item in items:\n        counts[item] = counts.get(item, 0) + {n}\n"
-     "    return sorted(counts.items())", "['a', 'b', 'a', 'c', 'b{i}']"),
-    ("import re\n\ndef f(text):\n    return [int(d) * {n} for d in re.findall(r'[0-9]+', text)]", "'a1b22c333 {i}'"),
-    ("def f(rows):\n    return [[x * {n} for x in column] for column in zip(*rows)]", "[[1, 2, {i}], [4, 5, 6]]"),
-    ("class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
-     "        self.items.append(item)\n        return self\n\ndef f(n):\n    stack = Stack()\n"
-     "    for i in range(n + {n}):\n        stack.push(i * i)\n    return stack.items[::-1]", "{i}"),
-    ("from collections import Counter\n\ndef f(text):\n    return dict(Counter(text).most_common({n}))",
-     "'mississippi{i}'"),
-    ("def f(n):\n    def walk(k):\n        return 1 if k < 2 else walk(k - 1) + walk(k - 2)\n"
-     "    return walk(n % 5 + {n} // 2)", "{i}"),
-    ("def f(xs, k):\n    seen = set()\n    for x in xs:\n        if (x + k) % {n} == 0:\n            seen.add(x)\n"
-     "    return seen", "[3, 1, 4, 1, 5, 9, 2, 6], {i}"),
-    ("import itertools\n\ndef f(xs):\n    return sum(a * b % {n} for a, b in itertools.combinations(xs, 2))",
-     "[1, 2, 3, {i}]"),
-    ("def f(n):\n    if n > {n}:\n        raise ValueError(f'too large: {{n}}')\n"
-     "    return {{'n': n, 'half': n / 2}}", "{i}"),
-)  # fmt: skip
+LARGEST_CALL = 100_000
+"""Jobs of one call, for those who want to wait for it."""
 
-
-def programs(count: int, inputs: int, seed: int = 0) -> list[Job]:
-    """Return ``count`` different small programs with ``inputs`` inputs each; the seed fixes them."""
-    rng = random.Random(seed)
-    jobs = []
-    for number in range(count):
-        program, arguments = _TEMPLATES[number % len(_TEMPLATES)]
-        text = program.format(n=rng.randint(2, 9)) + f"\n# {number}\n"
-        texts = tuple(arguments.replace("{i}", str(rng.randint(1, 12))) for _ in range(inputs))
-        jobs.append(Job(text, texts, policy="plain"))
-    return jobs
+_MOST_ROUNDS = 5  # of what is measured in seconds rather than in milliseconds
 
 
 @dataclass(frozen=True)
-class Row:
-    """One rival's processor time for a run, in microseconds, and its ratios.
+class Plan:
+    """How much to measure.
 
     Attributes:
-        name: The rival.
-        microseconds: Median over the rounds of the processor time a run.
-        to_in_process: How many times the cost of running the program with nothing around it.
-        below_fresh_python: How many times cheaper than a fresh ``python -I`` a run.
-        spread: Lowest and highest round, in microseconds.
+        rounds: Interleaved rounds; medians are taken over them.
+        programs: In each round, for every rival.
+        stream: Programs a call where throughput is measured.
+        sizes: Jobs a call, to see whether its cost stays flat.
+        budgets: Of programs that do not end, in seconds of processor time.
+    """
+
+    rounds: int = 7
+    programs: int = 384
+    stream: int = 3840
+    sizes: tuple[int, ...] = (100, 1_000, 10_000)
+    budgets: tuple[float, ...] = (0.2, 1.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one figure should be.
+
+    Attributes:
+        name: The row of the tables that it belongs to.
+        measured: The figure; None where this host cannot show it.
+        limit: What it should at most be, or at least.
+        at_least: Which of the two.
+        unit: What follows the figure.
     """
 
     name: str
-    microseconds: float
-    to_in_process: float
-    below_fresh_python: float
-    spread: tuple[float, float]
+    measured: float | None
+    limit: float
+    unit: str
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is as it should be; None if it was not measured."""
+        if self.measured is None:
+            return None
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+    def __str__(self) -> str:
+        said = {True: "met", False: "missed", None: "not measured"}[self.met]
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}{self.unit} {said}"
 
 
 @dataclass(frozen=True)
 class BenchResult:
     """What `bench_executor` measured, and where."""
 
-    rows: tuple[Row, ...]
-    rounds: int
-    tier: str
+    costs: Costs
+    throughput: tuple[Throughput, ...]
+    sizes: tuple[Size, ...]
+    overruns: tuple[Overrun, ...]
+    footprint: Footprint
+    plan: Plan
     python: str = field(default_factory=lambda: sys.version.split()[0])
+    kernel: str = field(default_factory=lambda: os.uname().release)
+    machine: str = field(default_factory=lambda: os.uname().machine)
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every target with its figure; those of several figures have the worst."""
+        ratios = {row.name: row.to_in_process for row in self.costs.rows}
+        on_two = [t.to_one_core for t in self.throughput if t.name == scaling.TWO_CORES]
+        beyond = {
+            kind: 100 * max(overrun.processor_beyond for overrun in self.overruns if overrun.kind == kind)
+            for kind in (scaling.SOFT, scaling.HARD)
+        }
+        servers = [mb for name, mb in self.footprint.resident_mb.items() if not name.endswith("child")]
+        return (
+            Target(costs.TOGETHER, ratios[costs.TOGETHER], 2.2, "x"),
+            Target(costs.VALIDATED, ratios[costs.VALIDATED], 4.5, "x"),
+            Target(costs.MANY_INPUTS, ratios[costs.MANY_INPUTS], 2.6, "x"),
+            Target(costs.A_RUN, ratios[costs.A_RUN], 20.0, "x"),
+            Target("two cores to one", on_two[0] if on_two else None, 1.8, "x", at_least=True),
+            Target("a job's cost, largest difference", 100 * max(abs(s.to_thousand - 1) for s in self.sizes), 20, "%"),
+            Target(f"over budget: {scaling.SOFT}", beyond[scaling.SOFT], 10, "%"),
+            Target(f"over budget: {scaling.HARD}", beyond[scaling.HARD], 60, "%"),
+            Target("start to first answer", self.footprint.start_milliseconds, 150, " ms"),
+            Target("resident, largest server or keeper", max(servers), 20, " MB"),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for ``--json``."""
-        return asdict(self)
+        return {**asdict(self), "targets": [{**asdict(target), "met": target.met} for target in self.targets]}
 
-    def table(self) -> Table:
-        """Return the table for people."""
-        table = Table(title=f"processor time a run, medians of {self.rounds} rounds, tier {self.tier}")
+    def table(self) -> Group:
+        """Return the tables for people."""
+        return Group(self.cost_table(), self.growth_table())
+
+    def cost_table(self) -> Table:
+        """Return what a run costs, a row for every rival and for every arrangement of ours."""
+        title = f"processor time a run, medians of {self.plan.rounds} rounds, tier {self.costs.tier}"
+        table = Table(title=title, caption="\n".join(self.costs.missing) or None, pad_edge=False)
         table.add_column("design")
-        for heading in ("microseconds", "x in-process", "below python -I"):
+        for heading in ("us", "x in-\nprocess", "agree"):
             table.add_column(heading, justify="right")
-        for row in self.rows:
-            cells = (f"{row.microseconds:.0f}", f"{row.to_in_process:.1f}", f"{row.below_fresh_python:.1f}")
-            table.add_row(row.name, *cells)
+        table.add_column("target")
+        targets = {target.name: str(target) for target in self.targets}
+        rows = self.costs.rows
+        for row, following in zip(rows, [*rows[1:], None], strict=True):
+            cells = (f"{row.microseconds:.0f}", f"{row.to_in_process:.2f}", f"{100 * row.agreement:.1f}%")
+            begins_ours = following is not None and following.ours and not row.ours
+            table.add_row(row.name, *cells, targets.get(row.name, ""), end_section=begins_ours)
         return table
 
+    def growth_table(self) -> Table:
+        """Return cores, jobs a call, time-outs, start and memory, and the targets that are not in the other table."""
+        table = Table(title=f"growth, limits and size, {self.cores} cores, Python {self.python}")
+        table.add_column("what")
+        table.add_column("figure", justify="right")
+        table.add_column("target")
+        for what, figure in self._growth_rows():
+            table.add_row(what, figure)
+        table.add_section()
+        ratios = {row.name for row in self.costs.rows}
+        for target in self.targets:
+            if target.name not in ratios:
+                figure = "-" if target.measured is None else f"{target.measured:.3g}{target.unit}"
+                table.add_row(target.name, figure, str(target))
+        return table
 
-def bench_executor(rounds: int = 7, count: int = 240) -> BenchResult:
-    """Measure the sandbox against in-process execution, a fresh ``python -I`` a run, and pebble if installed."""
-    single, many = programs(count, 1), programs(count // 4, 10)
-    # The import alone sends it to a server that holds all modules, whose children cost more.
-    full = [replace(job, program=f"import json\n{job.program!s}") for job in single]
-    with contextlib.ExitStack() as stack:
-        executor = stack.enter_context(SandboxExecutor(workers=1, cache_bytes=0))
-        forking = stack.enter_context(SandboxExecutor(workers=1, cache_bytes=0, keep_children=False))
-        rivals: list[tuple[str, Callable[[Sequence[Job]], object], Sequence[Job], Callable[[], float]]] = [
-            ("in-process", _run_in_process, single, _own_seconds),
-            ("python -I, one a run", _run_fresh, single[: max(6, count // 20)], _children_seconds),
-        ]
-        for title, sandbox, given in (
-            ("sandbox, 1 input a program", executor, single),
-            ("the same, full server", executor, full),
-            ("the same, a fork a program", forking, single),
-            ("sandbox, 10 inputs a program", executor, many),
-        ):
-            rivals.append((title, sandbox.run, given, partial(_sandbox_seconds, sandbox)))
-        pebble = _pebble(stack)
-        if pebble is not None:
-            rivals.append(("pebble pool, no walls", pebble[0], single, pebble[1]))
-        samples: dict[str, list[float]] = {name: [] for name, *_ in rivals}
-        for turn in range(rounds + 1):
-            for name, run, jobs, clock in rivals:
-                seconds = _cost(run, jobs, clock)
-                if turn:  # the first round warms up
-                    samples[name].append(1e6 * seconds / sum(len(job.inputs) for job in jobs))
-        tier = str(executor.tier)
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    bare, fresh = medians["in-process"], medians["python -I, one a run"]
-    rows = tuple(
-        Row(name, cost, cost / bare, fresh / cost, (min(samples[name]), max(samples[name])))
-        for name, cost in medians.items()
-    )
-    return BenchResult(rows, rounds, tier)
+    def _growth_rows(self) -> Iterator[tuple[str, str]]:
+        for rate in self.throughput:
+            yield f"throughput: {rate.name}", f"{rate.programs_per_second:,.0f}/s  {rate.to_one_core:.2f}x"
+        for size in self.sizes:
+            yield f"a job, {size.jobs:,} a call", f"{size.microseconds:.0f} us  {size.to_thousand:.2f}x"
+            yield "  peak memory: here", f"{size.trainer_peak_mb:.0f} MB"
+            yield "  peak memory: largest in sandbox", f"{size.server_peak_mb:.0f} MB"
+        for overrun in self.overruns:
+            figures = f"{100 * overrun.processor_beyond:+.0f}%, clock {100 * overrun.clock_beyond:+.0f}%"
+            yield f"over {overrun.budget_seconds:g} s: {overrun.kind}", figures
+        for name, megabytes in self.footprint.resident_mb.items():
+            yield f"resident: {name}", f"{megabytes:.1f} MB"
 
 
-def _cost(run: Callable[[Sequence[Job]], object], jobs: Sequence[Job], clock: Callable[[], float]) -> float:
-    before = clock()
-    run(jobs)
-    return clock() - before
+def bench_executor(plan: Plan | None = None, console: Console | None = None) -> BenchResult:
+    """Measure the sandbox and what else runs programs, in interleaved rounds.
+
+    Args:
+        plan: How much; by default about a minute.
+        console: Where to show progress, if it is a terminal.
+    """
+    plan = plan or Plan()
+    with _progress(console) as say:
+        # Size first: what is measured later would be beside the remains of the rivals.
+        footprint = scaling.measure_footprint(plan.rounds, say)
+        found = costs.measure_costs(plan.rounds, plan.programs, say)
+        few = min(_MOST_ROUNDS, plan.rounds)
+        throughput = scaling.measure_throughput(few, plan.stream, say)
+        sizes = scaling.measure_sizes(min(3, plan.rounds), plan.sizes, say)
+        overruns = scaling.measure_overruns(min(3, plan.rounds), plan.budgets, say)
+    return BenchResult(found, throughput, sizes, overruns, footprint, plan)
 
 
-def _own_seconds() -> float:
-    return time.process_time()
+@contextlib.contextmanager
+def _progress(console: Console | None) -> Iterator[Callable[[str], None]]:
+    if console is None or not console.is_terminal:
+        yield lambda words: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    # Drawn between measurements only: to draw takes processor time of this process.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("")
 
+        def say(words: str) -> None:
+            bar.update(task, description=words)
+            bar.refresh()
 
-def _sandbox_seconds(executor: SandboxExecutor) -> float:
-    return _own_seconds() + executor.cpu_seconds()
-
-
-def _children_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime + time.process_time()
-
-
-def evaluate(program: str, arguments: str) -> str:
-    """Run one of our own programs here, with nothing around it: the floor that no sandbox can pass."""
-    namespace: dict[str, Any] = {}
-    try:
-        exec(compile(program, "<program>", "exec", 0, True), namespace)
-        values = eval(compile(f"({arguments}\n,)", "<input>", "eval", 0, True), {})  # noqa: S307
-        return repr(namespace["f"](*values))
-    except ValueError as error:
-        return repr(error)
-
-
-def _run_in_process(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        for arguments in job.inputs:
-            evaluate(str(job.program), arguments)
-
-
-_FRESH = "import sys\nn = {}\nexec(sys.argv[1], n)\nprint(repr(n['f'](*eval('(' + sys.argv[2] + ',)'))))"
-
-
-def _run_fresh(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        subprocess.run(
-            [sys.executable, "-I", "-c", _FRESH, str(job.program), job.inputs[0]], capture_output=True, check=False
-        )
-
-
-def _pebble(stack: contextlib.ExitStack) -> tuple[Callable[[Sequence[Job]], None], Callable[[], float]] | None:
-    try:
-        from pebble import ProcessPool
-    except ImportError:
-        return None
-    import multiprocessing
-
-    pool = stack.enter_context(ProcessPool(max_workers=1, context=multiprocessing.get_context("forkserver")))
-    worker: int = pool.schedule(os.getpid).result()
-
-    def run(jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            pool.schedule(evaluate, args=(job.program, job.inputs[0]), timeout=5.0).result()
-
-    # The worker's processor-time clock, as pthread_getcpuclockid makes it.
-    return run, lambda: _own_seconds() + time.clock_gettime((~worker << 3) | 2)
+        yield say

@@ -250,15 +250,17 @@ def pretrain(
 def bench(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="What to measure: executor.")],
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the medians are shown.")] = 7,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Also a call of 100,000 jobs.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure speed as ratios within one run."""
+    """Measure speed as ratios within one run, and which targets that meets."""
     if what != "executor":
         raise UsageError(registry.unknown("benchmark", what, ["executor"]))
     _check_places(json_file)
-    from selfplay_gym.bench import bench_executor
+    from selfplay_gym.bench import LARGEST_CALL, Plan, bench_executor
 
-    result = bench_executor(rounds=rounds)
+    sizes = (*Plan.sizes, LARGEST_CALL) if thorough else Plan.sizes
+    result = bench_executor(Plan(rounds, sizes=sizes), _progress_console())
     _show(result.table(), result.as_dict(), json_file)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfplay_gym.bench import programs
+from selfplay_gym.bench_programs import programs
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.types import Execution, Limits, Status, Tier
 from tests.test_sandbox import DOUBLE, SHORT, job, one, processes_of

@@ -27,8 +27,8 @@ MAY_IMPORT = {
     "tasks": {"", "tasks"},
     "training": {"", "executors", "tasks", "training"},
 }
-# `python -m selfplay_gym.bench` is a program beside the core: it measures the executors.
-PROGRAMS = {"bench.py"}
+# The benchmark is a program beside the core: it measures the executors.
+PROGRAMS = {"bench.py", "bench_costs.py", "bench_scaling.py"}
 
 
 def part_of(module: str) -> str | None:

@@ -1,7 +1,6 @@
 """What the sandbox promises to callers. What programs try against it is in `test_sandbox_attacks.py`."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from selfplay_gym.bench import bench_executor
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
@@ -589,12 +587,3 @@ def test_the_executor_starts_in_no_time():
     with SandboxExecutor(cache_bytes=0, workers=1) as executor:
         one(executor, DOUBLE, "1")
     assert time.monotonic() - began < 5  # generous: the benchmark has the figure
-
-
-def test_the_benchmark_measures_every_rival():
-    result = bench_executor(rounds=1, count=24)
-    names = [row.name for row in result.rows]
-    assert names[:2] == ["in-process", "python -I, one a run"]
-    assert all(row.microseconds > 0 for row in result.rows)
-    assert json.loads(json.dumps(result.as_dict()))["tier"] == "full"
-    assert result.table().row_count == len(names)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_gym.bench import programs
+from selfplay_gym.bench_programs import programs
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.cache import ResultCache
 from selfplay_gym.executors.router import Router
