@@ -15,7 +15,7 @@ from selfplay_gym.executors.modules import LIGHT
 from selfplay_gym.executors.policy import Refusal, refusal
 from selfplay_gym.types import Execution, Job, Status
 
-FAST_SECONDS: Final = 0.1  # of processor time for a run that shares a child; what needs more runs again alone
+FAST_SECONDS: Final = 0.05  # of processor time for a run that shares a child; what needs more runs again alone
 # Kinds of server beside the light ones, whose children cost half as much.
 FULL = " full"  # preloaded all that programs may import
 NUMERIC = " numeric"  # and numpy

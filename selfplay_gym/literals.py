@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import warnings
 
 MAX_TEXT = 65_536
@@ -19,6 +20,9 @@ MAX_DEPTH = 50
 MAX_INT_BITS = 14_000  # below CPython's limit of 4300 decimal digits, so that writing a value never raises
 
 _SCALARS = frozenset({bool, int, float, str, bytes, type(None)})
+# An escape or a number that runs into a word may be warned of; nothing else in a literal is.
+_MAY_WARN = re.compile(r"\\|[0-9][A-Za-z_]")
+_INTEGERS = re.compile(r"[\[\]0-9, -]*")
 _NAMES = {"nan": math.nan, "inf": math.inf}
 
 
@@ -50,6 +54,9 @@ def parse_arguments(text: str) -> tuple[list[object], dict[str, object]]:
     Raises:
         NotALiteral: The text is not exactly one argument list of literals.
     """
+    integers = _integers(text)
+    if integers is not None:
+        return integers, {}
     call = _tree(f"f({text}\n)").body
     # The shape is checked on the tree, so a text that closes the parenthesis early is refused here.
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f"):
@@ -103,10 +110,25 @@ def canonical_arguments(text: str) -> str:
     return ", ".join(words)
 
 
+def _integers(text: str) -> list[object] | None:
+    """Return integers and lists of them by the fastest parser there is; None where it does not speak for Python."""
+    if not _INTEGERS.fullmatch(text) or len(text) > MAX_TEXT or text.count("[") >= MAX_DEPTH:
+        return None
+    from json import loads  # only the trainer gets here; a light server has no such module
+
+    try:
+        items: list[object] = loads(f"[{text}]")
+    except ValueError:  # also what Python would take, such as a comma at the end
+        return None
+    return items
+
+
 def _tree(text: str) -> ast.Expression:
     if len(text) > MAX_TEXT:
         raise NotALiteral("too large")
     try:
+        if not _MAY_WARN.search(text):
+            return ast.parse(text, mode="eval")
         with warnings.catch_warnings():  # an invalid escape such as '\d' warns; it is still a literal
             warnings.simplefilter("ignore")
             return ast.parse(text, mode="eval")
