@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from selfplay_gym import literals
 from selfplay_gym.literals import (
     MAX_DEPTH,
     MAX_TEXT,
@@ -247,3 +248,17 @@ def test_items_that_only_identity_tells_apart_are_refused(keep_order):
         with pytest.raises(NotALiteral, match="identity"):
             encode(value, keep_order=keep_order)
     assert encode({two[0]}) == "{nan}"
+
+
+@given(st.text("[]0123, -", max_size=12))
+def test_integers_are_read_the_same_by_the_fast_parser(text):
+    def read() -> str:
+        try:
+            return repr(parse_arguments(text))
+        except NotALiteral:
+            return "no literal"
+
+    fast = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(literals, "_integers", lambda text: None)
+        assert read() == fast
