@@ -62,13 +62,18 @@ _PLAINLY_CANONICAL = re.compile(
 
 
 class Server:
-    """One server process as this side sees it: what was sent to it and what came back."""
+    """One server process as this side sees it: what was sent to it and what came back.
+
+    Attributes:
+        has_begun: Whether it was sent anything of what is under way; what it was not sent cannot have ended it.
+    """
 
     def __init__(self, kind: str, tier: Tier, keep_children: bool) -> None:
         self.kind = kind
         self.walls: dict[str, bool] = {}
         self.keeps_none = ""  # why its children are forked for every job
         self.under_way: deque[Parcel] = deque()
+        self.has_begun = False
         self._out = bytearray()
         self._in = bytearray()
         ours, theirs = socket.socketpair()
@@ -135,6 +140,7 @@ class Server:
 
     def submit(self, parcel: Parcel) -> None:
         """Queue a parcel for sending."""
+        self.has_begun = self.has_begun and bool(self.under_way)
         self.under_way.append(parcel)
         self._out += parcel.message
         if len(self.under_way) == 1:
@@ -151,6 +157,7 @@ class Server:
             sent = self.socket.send(memoryview(self._out)[: 2**20])
         except BlockingIOError:
             return
+        self.has_begun = True
         del self._out[:sent]
 
     def read(self) -> list[tuple[Ticket, list[Execution] | None]]:

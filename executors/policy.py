@@ -123,6 +123,12 @@ def refusal(program: str) -> Refusal | None:
 
 def _builtins(table: symtable.SymbolTable, tree: ast.Module) -> Iterator[Refusal]:
     """Yield a refusal for every forbidden builtin that some scope reads; a parameter called ``input`` is not one."""
+    for name in dict.fromkeys(_builtins_read(table)):  # each looked for once: scopes and lines are many
+        line = next((n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == name), None)
+        yield Refusal("builtin", f"{name!r} {BUILTINS[name]}", line)
+
+
+def _builtins_read(table: symtable.SymbolTable) -> Iterator[str]:
     for symbol in table.get_symbols():
         name = symbol.get_name()
         if name not in BUILTINS:
@@ -130,10 +136,9 @@ def _builtins(table: symtable.SymbolTable, tree: ast.Module) -> Iterator[Refusal
         # In a module or class body, a name that is also assigned there may still mean the builtin.
         scoped = table.get_type() == "function" and not symbol.is_global()
         if not scoped and (symbol.is_referenced() or symbol.is_assigned()):
-            line = next((n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == name), None)
-            yield Refusal("builtin", f"{name!r} {BUILTINS[name]}", line)
+            yield name
     for child in table.get_children():
-        yield from _builtins(child, tree)
+        yield from _builtins_read(child)
 
 
 class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
@@ -151,6 +156,13 @@ class _Language(RestrictingNodeTransformer):  # type: ignore[misc]
 
     def _refuse(self, node: Any, name: str, message: str) -> None:
         self._found.append(Refusal(name, message, getattr(node, "lineno", None)))
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Refuse what RestrictedPython does not know, but leave it: it stumbles over gaps in its own tree."""
+        self.not_allowed(node)
+        return node
+
+    visit_Await = generic_visit  # noqa: N815
 
     def check_name(self, node: Any, name: str | None, allow_magic_methods: bool = False) -> None:
         if name is not None and name.startswith("__") and name not in _READABLE:
@@ -239,6 +251,7 @@ class _Modules:
         self._modules: dict[str, list[ModuleType]] = {}  # all that a name may stand for
         self._members: set[str] = set()
         self._fixed: set[str] = set()  # names that a function may share with the module
+        self._known_owners: dict[int, list[ModuleType]] = {}  # or each dot of a long chain would ask all before it
         self._found: list[Refusal] = []
 
     def refusals(self) -> list[Refusal]:
@@ -267,8 +280,8 @@ class _Modules:
             else:
                 full = alias.name if alias.asname else name
                 member = import_module(full) if full in MODULES else None  # others are refused where they stand
-            if isinstance(member, ModuleType):
-                self._modules.setdefault(name, []).append(member)
+            if isinstance(member, ModuleType) and member not in self._modules.setdefault(name, []):
+                self._modules[name].append(member)
         return bound
 
     def _visit(self, node: ast.AST, local: frozenset[str]) -> None:
@@ -309,8 +322,10 @@ class _Modules:
         if isinstance(node, ast.Name):
             return [] if node.id in local else self._modules.get(node.id, [])
         if isinstance(node, ast.Attribute):
-            members = [getattr(owner, node.attr, None) for owner in self._owners(node.value, local)]
-            return [member for member in members if isinstance(member, ModuleType)]
+            if id(node) not in self._known_owners:
+                members = [getattr(owner, node.attr, None) for owner in self._owners(node.value, local)]
+                self._known_owners[id(node)] = [member for member in members if isinstance(member, ModuleType)]
+            return self._known_owners[id(node)]
         return []
 
     def _is_imported(self, node: ast.expr, local: frozenset[str]) -> bool:

@@ -328,6 +328,8 @@ class _Program:
                     return
                 self._ok = STEADY if self.job.stop and _router.is_steady(code) else OK
             self._code = code
+        except _Expired:
+            raise  # what stands says it, also for the runs that follow
         except BaseException:
             self._refused = _failure()
 

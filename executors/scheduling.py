@@ -186,9 +186,10 @@ class Batch:
         lost, server.under_way = server.under_way, deque()
         server.kill()
         for position, parcel in enumerate(lost):
+            suspect = position == 0 and server.has_begun
             for ticket in parcel.tickets:
-                ticket.tries += position == 0 and not ticket.shares
-                ticket.shares = ticket.shares and position > 0
+                ticket.tries += suspect and not ticket.shares
+                ticket.shares = ticket.shares and not suspect
                 if ticket.tries > 1:
                     fault = Execution(Status.NO_VERDICT, error_type="server", message=why)
                     self._settle(ticket, [fault] * len(ticket.job.inputs))

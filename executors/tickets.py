@@ -12,7 +12,7 @@ from typing import Final
 
 from selfplay_gym import literals
 from selfplay_gym.executors.modules import LIGHT
-from selfplay_gym.executors.policy import Refusal, refusal
+from selfplay_gym.executors.policy import MAX_SOURCE, Refusal, refusal
 from selfplay_gym.types import Execution, Job, Status
 
 FAST_SECONDS: Final = 0.05  # of processor time for a run that shares a child; what needs more runs again alone
@@ -70,7 +70,8 @@ class Ticket:
         job, limits = self.job, self.job.limits
         is_text = isinstance(job.program, str)
         program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
-        inputs = tuple(map(_marshalled, job.inputs)) if job.literal_inputs else job.inputs
+        most = literals.MAX_TEXT + 1  # is refused as any more, and less to keep
+        inputs = tuple(_marshalled(text[:most]) for text in job.inputs) if job.literal_inputs else job.inputs
         cpu_seconds = FAST_SECONDS if self.is_hurried else limits.cpu_seconds
         numbers = (cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
         return (program, is_text, job.entry, inputs, self.runs, job.literal_inputs, self.stop, *numbers, self.separate)
@@ -122,7 +123,7 @@ def refused_before_running(job: Job) -> Execution | None:
     if job.policy == "strict" and isinstance(job.program, bytes):  # text would have been decoded
         return Execution(Status.FORBIDDEN, None, "source", "not UTF-8")
     if job.policy == "strict" and isinstance(job.program, str):
-        refused = _cached_refusal(job.program)
+        refused = _cached_refusal(job.program[: MAX_SOURCE + 1])  # one more is refused as any more, and less to keep
         if refused is not None:
             return Execution(Status.FORBIDDEN, None, refused.name, refused.message, refused.line)
     return None
@@ -142,9 +143,9 @@ def _marshalled(text: str) -> bytes | str:
         return str(refusal)
 
 
-_IMPORT = re.compile(
+_IMPORT = re.compile(  # the names give nothing back (`++`): the spaces at the end would be tried in every split
     r"^[ \t]*(?:import[ \t]+([\w.]+)(?:[ \t]+as[ \t]+\w+)?"
-    r"|from[ \t]+([\w.]+)[ \t]+import[ \t][\w \t,()*]+);?[ \t]*$",
+    r"|from[ \t]+([\w.]+)[ \t]+import[ \t][\w \t,()*]++);?[ \t]*$",
     re.ASCII | re.MULTILINE,
 )
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 MAX_SOURCE = 65_536
 MAX_DEPTH = 100  # of the tree. Beyond a few hundred it would depend on the caller's own stack whether it can be read.
 
+_DECIMAL_BITS = 2000  # of an integer that Python writes in decimals whatever its limit on those; below 640 digits
+
 # Where a node holds a name that the program may choose freely. Attributes and keywords of calls are not free.
 _FREE_NAMES: dict[type[ast.AST], str] = {
     ast.Name: "id",
@@ -83,8 +85,14 @@ def identity(program: str) -> str:
         elif isinstance(item, list):
             todo += (_Word("]"), *(part for part in reversed(item) if not _is_remark(part)), _Word("["))
         else:
-            words.append(item.text if isinstance(item, _Word) else repr(item))
+            words.append(item.text if isinstance(item, _Word) else _written(item))
     return _hash("\0".join(words))
+
+
+def _written(constant: object) -> str:
+    if isinstance(constant, int) and constant.bit_length() > _DECIMAL_BITS:
+        return hex(constant)
+    return repr(constant)
 
 
 class _Word(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from selfplay_gym.errors import InvalidConfig
 
@@ -53,15 +53,17 @@ class Limits:
     output_bytes: int = 4096
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("cpu_seconds", 0.001, 3600.0),
-            ("wall_seconds", self.cpu_seconds, 7200.0),
-            ("memory_bytes", 2**20, 2**40),
-            ("output_bytes", 1, 2**16),
+        for name, kinds, low, high in (
+            ("cpu_seconds", (int, float), 0.001, 3600.0),
+            ("wall_seconds", (int, float), self.cpu_seconds, 7200.0),
+            ("memory_bytes", (int,), 2**20, 2**40),
+            ("output_bytes", (int,), 1, 2**16),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidConfig(f"limit {name} must be between {low} and {high}, got {value}")
+            # Exactly these types: a subclass, such as one of numpy's, does not reach a server as a number.
+            if type(value) not in kinds or not low <= value <= high:
+                kind = kinds[-1].__name__
+                raise InvalidConfig(f"limit {name} must be of type {kind} between {low} and {high}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,18 @@ class Job:
     policy: Policy = "strict"
     literal_inputs: bool = True
     check_determinism: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.program) not in (str, bytes):
+            raise InvalidConfig(f"a job's program must be str or bytes, got {type(self.program).__name__}")
+        if type(self.inputs) is not tuple or any(type(text) is not str for text in self.inputs):
+            raise InvalidConfig(f"a job's inputs must be a tuple of str, got {str(self.inputs)[:100]}")
+        if type(self.entry) is not str:
+            raise InvalidConfig(f"a job's entry must be str, got {self.entry!r}")
+        if type(self.limits) is not Limits:
+            raise InvalidConfig(f"a job's limits must be Limits, got {self.limits!r}")
+        if self.policy not in get_args(Policy):
+            raise InvalidConfig(f"a job's policy must be one of {', '.join(get_args(Policy))}, got {self.policy!r}")
 
 
 ChildPer = Literal["batch", "program", "run"]

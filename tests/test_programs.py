@@ -60,6 +60,11 @@ def test_what_a_program_cannot_rename_stays_in_its_identity(one: str, other: str
     assert programs.identity(one) != programs.identity(other)
 
 
+def test_integers_too_long_to_write_in_decimals_keep_programs_apart() -> None:
+    one, other = ("def f(x): return x + 0x" + "f" * 5000 + end for end in "12")
+    assert programs.identity(one) != programs.identity(other)
+
+
 def test_a_text_cannot_stand_for_a_renamed_variable() -> None:
     # Renamed variables are numbered; a constant that reads like such a number is still a constant.
     assert programs.identity("def f(x): return x") != programs.identity("def f(x): return '#1'")
