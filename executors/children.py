@@ -30,7 +30,7 @@ from selfplay_gym.executors.watch import Watch, processor_clock
 if TYPE_CHECKING:
     from selfplay_gym.executors.runner import Job
 
-MEMORY_SLACK = 8 * 2**20
+MEMORY_SLACK = 16 * 2**20  # half of it for the stack, whose growth counts
 COMPILE_MEMORY = 128 * 2**20
 COMPILE_BUDGET = 0.1  # seconds; with less, the time to compile decides and belongs in the child
 LARGEST_KEPT = 32 * 2**10  # bytes of a message that a kept child takes: a pipe holds twice that

@@ -131,11 +131,15 @@ class Server:
         return message
 
     def ask_usage(self) -> float:
-        """Return the processor time of the server's process tree; only while nothing is under way."""
-        self.socket.settimeout(_START_SECONDS)
-        self.socket.sendall(_LENGTH.pack(1) + b"U")
-        (seconds,) = struct.unpack("<d", self._read_message()[1:])
-        self.socket.setblocking(False)
+        """Return the processor time of the server's process tree, 0 if it has ended; while nothing is under way."""
+        try:
+            self.socket.settimeout(_START_SECONDS)
+            self.socket.sendall(_LENGTH.pack(1) + b"U")
+            (seconds,) = struct.unpack("<d", self._read_message()[1:])
+            self.socket.setblocking(False)
+        except (OSError, EOFError):
+            self.kill()
+            return 0.0
         return float(seconds)
 
     def submit(self, parcel: Parcel) -> None:

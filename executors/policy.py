@@ -118,6 +118,8 @@ def refusal(program: str) -> Refusal | None:
         return None
     except (RecursionError, MemoryError, OverflowError) as error:
         return Refusal("source", f"too deep or too large to read: {type(error).__name__}")
+    except Exception as error:  # RestrictedPython stumbles over some sources; what it cannot judge does not pass
+        return Refusal("language", f"cannot be judged: {type(error).__name__}")
     return min(found, key=lambda refused: refused.line or 0, default=None)
 
 

@@ -9,6 +9,8 @@ from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.connection import KINDS, Server
 from selfplay_gym.types import Tier
 
+_STARTS = 2  # tries to start a kind of which there is none: somebody may kill servers as they come
+
 
 class Pool:
     """Servers of one tier, as many of each kind as there are workers, started on first need.
@@ -41,16 +43,16 @@ class Pool:
             ExecutorError: None can be started.
         """
         servers = self.servers[kind]
-        servers[:] = [server for server in servers if server.alive]
-        missing = self._workers - len(servers)
-        if missing > 0:
+        for _ in range(_STARTS):
+            servers[:] = [server for server in servers if server.alive]
+            missing = self._workers - len(servers)
             started = [Server(kind, self.tier, self._keep_children) for _ in range(missing)]
             for server in started:
                 with contextlib.suppress(ExecutorError):
                     servers.append(server.wait_ready())
-        if not servers:
-            raise ExecutorError("no server of the sandbox can be started any more")
-        return servers
+            if servers:
+                return servers
+        raise ExecutorError("no server of the sandbox can be started any more")
 
     def _start_first(self, tiers: Sequence[Tier]) -> Tier:
         for tier in tiers:

@@ -252,7 +252,7 @@ class Batch:
         doubtful = any(execution.status is Status.NONDETERMINISTIC for execution in executions)
         if ticket.shares and doubtful:
             self._run_alone(self._anew(ticket))
-        elif ticket.shares and self._memory.rng.random() < _AUDITED and _all_ok(executions):
+        elif ticket.shares and _is_fixed(ticket) and _all_ok(executions) and self._memory.rng.random() < _AUDITED:
             again = self._anew(ticket)
             again.separate, again.expected = True, tuple(executions)
             self._run_alone(again)
@@ -300,6 +300,11 @@ def _stand(ticket: Ticket, executions: list[Execution]) -> bool:
     if any(execution.status not in _BELIEVED for execution in executions):
         return False
     return not (ticket.is_hurried and any(execution.status is Status.TIMEOUT for execution in executions))
+
+
+def _is_fixed(ticket: Ticket) -> bool:
+    """Return whether the program must give the same wherever it runs: what an audit can hold it to."""
+    return ticket.is_steady or ticket.job.check_determinism
 
 
 def _all_ok(executions: list[Execution]) -> bool:

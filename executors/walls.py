@@ -176,7 +176,7 @@ def keep_freed_memory() -> None:
     Large blocks still come and go as mappings of their own. Only some C libraries can.
     """
     if hasattr(_libc, "mallopt"):
-        for option, value in ((-1, 2**30), (-2, 2**23), (-3, 2**18)):  # trim never, grow by 8 MiB, map from 256 KiB
+        for option, value in ((-1, 2**30), (-2, 2**21), (-3, 2**18)):  # trim never, grow by 2 MiB, map from 256 KiB
             _libc.mallopt(option, value)
 
 
