@@ -41,6 +41,7 @@ HIDDEN = (
     "ctypes",
     "_ctypes",
     "ctypes._endian",
+    "mmap",
     "resource",
     "selfplay_gym",
     "subprocess",

@@ -1,9 +1,11 @@
-"""Decides from its compiled code what a program may do with others, and sees whether any of them changed the child.
+"""Decides from its compiled code whether a program may share a child with others, and sees whether any changed it.
 
-A program that only computes cannot reach what its neighbours use: it names no attribute with underscores, imports
-nothing but a few modules without state, and changes no attribute where it has imported any. Everything else runs in a
-child of its own. That is about cost, not about walls: what gets through by mistake shows in `changed`, in a known
-answer, in the other server (which has other neighbours) and in audits.
+What may share is listed, and all else runs alone. A program may use builtins without state. Either it imports, from
+modules that are made for it, and then its attributes are their functions and methods of builtin types alone, it stores
+none, and it has no class whose methods those modules could call. Or it imports nothing: then there is nothing but its
+own to store attributes in. Generators with a body run alone, since they may go on when another program runs. That is
+about cost, not about walls: what gets through by mistake shows in `changed`, in a known answer, in the other server
+(which has other neighbours) and in audits.
 
 Standard library only: the runner, inside the child, loads this file with builtins of its own.
 """
@@ -12,55 +14,102 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from opcode import opmap
 from types import CodeType, ModuleType
 
-_STORES = (opmap["STORE_ATTR"], opmap["DELETE_ATTR"])
-_IMPORT, _EXTENDED_ARG = opmap["IMPORT_NAME"], opmap["EXTENDED_ARG"]
 _modules = sys.modules  # bound here: a program may replace the attribute
-
-# Modules without state that one program could change for another.
-SHARED_MODULES = frozenset((
-    "__future__", "bisect", "cmath", "collections", "collections.abc", "copy", "datetime", "fractions", "functools",
-    "heapq", "itertools", "json", "math", "operator", "re", "statistics", "string", "textwrap", "typing",
-))  # fmt: skip
-
-# Names with underscores that a program may define or read: they lead nowhere.
-_HARMLESS = frozenset((
-    "_", "__abs__", "__add__", "__and__", "__annotations__", "__bool__", "__call__", "__classcell__", "__contains__",
-    "__delitem__", "__doc__", "__enter__", "__eq__", "__exit__", "__float__", "__floordiv__", "__ge__", "__getitem__",
-    "__gt__", "__hash__", "__iadd__", "__init__", "__int__", "__invert__", "__iter__", "__le__", "__len__", "__lt__",
-    "__mod__", "__module__", "__mul__", "__name__", "__ne__", "__neg__", "__next__", "__or__", "__pos__", "__pow__",
-    "__qualname__", "__radd__", "__repr__", "__reversed__", "__rmul__", "__rsub__", "__setitem__", "__slots__",
-    "__str__", "__sub__", "__truediv__", "__xor__",
-))  # fmt: skip
-
-# Names that reach further than their arguments, or change what was not made by the program itself.
-_FAR_REACHING = frozenset((
-    "getattr", "setattr", "delattr", "vars", "globals", "locals", "eval", "exec", "compile", "open", "breakpoint",
-    "memoryview", "sys", "os", "builtins", "modules", "gc", "obj", "mro", "with_traceback",
-    "attrgetter", "methodcaller", "Formatter", "get_field", "get_value",
-    "register", "wraps", "update_wrapper", "total_ordering", "dispatch_table", "purge",
-    "final", "no_type_check", "no_type_check_decorator", "runtime_checkable", "override", "overload",
-    "clear_overloads", "dataclass_transform",
-    "gi_frame", "gi_code", "gi_yieldfrom", "cr_frame", "cr_code", "cr_await", "cr_origin", "ag_frame", "ag_code",
-    "ag_await", "f_back", "f_globals", "f_builtins", "f_locals", "f_code", "f_trace", "tb_frame", "tb_next",
-))  # fmt: skip
-
-# What gives another value under another hash seed, at other addresses or at another time, or writes such a value.
-_UNSTEADY_NAMES = frozenset((
-    "set", "frozenset", "hash", "id", "object", "repr", "str", "ascii", "format", "format_map", "print", "dumps",
-    "time", "today", "now", "utcnow", "datetime", "date", "keys", "items", "Set", "MutableSet", "KeysView", "ItemsView",
-))  # fmt: skip
-_UNSTEADY_OPERATIONS = tuple(
-    opmap[name]
-    for name in ("BUILD_SET", "SET_ADD", "SET_UPDATE", "FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC",
-                 "CONVERT_VALUE", "LOAD_BUILD_CLASS")
-    if name in opmap
-)  # fmt: skip
-
 _State = tuple[tuple[int, ...], ...]
+
+BUILTINS = frozenset((
+    "abs", "all", "any", "bin", "bool", "bytearray", "bytes", "callable", "chr", "complex", "dict", "divmod",
+    "enumerate", "filter", "float", "frozenset", "hash", "hex", "id", "int", "isinstance", "issubclass", "iter", "len",
+    "list", "map", "max", "min", "next", "oct", "ord", "pow", "print", "range", "repr", "reversed", "round", "set",
+    "slice", "sorted", "str", "sum", "tuple", "zip",
+    "ArithmeticError", "AssertionError", "AttributeError", "Exception", "IndexError", "KeyError", "LookupError",
+    "NameError", "NotImplementedError", "OverflowError", "RecursionError", "RuntimeError", "StopIteration", "TypeError",
+    "UnicodeError", "ValueError", "ZeroDivisionError",
+))  # fmt: skip
+
+# What a program may use of each module; None: all that is public.
+MODULES: Mapping[str, frozenset[str] | None] = {
+    "__future__": frozenset(("annotations",)),
+    "bisect": None,
+    "cmath": None,
+    "collections": frozenset(("Counter", "OrderedDict", "defaultdict", "deque")),
+    "copy": frozenset(("copy", "deepcopy")),
+    "functools": frozenset(("cache", "cmp_to_key", "lru_cache", "partial", "reduce")),
+    "heapq": frozenset((
+        "heapify", "heappop", "heappush", "heappushpop", "heapreplace", "merge", "nlargest", "nsmallest",
+    )),
+    "itertools": None,
+    "json": frozenset(("dumps", "loads")),
+    "math": None,
+    "operator": frozenset((
+        "add", "and_", "concat", "contains", "countOf", "eq", "floordiv", "ge", "getitem", "gt", "indexOf", "inv",
+        "invert", "itemgetter", "le", "lshift", "lt", "mod", "mul", "ne", "neg", "not_", "or_", "pos", "pow", "rshift",
+        "sub", "truediv", "truth", "xor",
+    )),
+    "re": frozenset((
+        "A", "ASCII", "DOTALL", "I", "IGNORECASE", "M", "MULTILINE", "S", "VERBOSE", "X", "escape", "findall",
+        "finditer", "fullmatch", "match", "search", "split", "sub", "subn",
+    )),
+    "string": frozenset((
+        "ascii_letters", "ascii_lowercase", "ascii_uppercase", "capwords", "digits", "hexdigits", "octdigits",
+        "printable", "punctuation", "whitespace",
+    )),
+    "typing": frozenset((
+        "Any", "Callable", "Counter", "DefaultDict", "Deque", "Dict", "FrozenSet", "Iterable", "Iterator", "List",
+        "Mapping", "Optional", "OrderedDict", "Sequence", "Set", "Tuple", "Union", "defaultdict", "deque",
+    )),
+}  # fmt: skip
+
+_TYPES = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
+_HARMLESS_GLOBALS = frozenset(("__annotations__", "__name__", "_"))
+# Types whose attributes lead into the interpreter.
+_INNER = (
+    types.AsyncGeneratorType, types.BuiltinFunctionType, types.CellType, types.CodeType, types.CoroutineType,
+    types.FrameType, types.FunctionType, types.GeneratorType, types.GetSetDescriptorType, types.MappingProxyType,
+    types.MethodType, types.ModuleType, types.TracebackType, BaseException, type,
+)  # fmt: skip
+# What a class may define; none of it is called when another program runs.
+_SPECIAL = frozenset((
+    "__abs__", "__add__", "__and__", "__bool__", "__call__", "__classcell__", "__contains__", "__delitem__",
+    "__doc__", "__enter__", "__eq__", "__exit__", "__firstlineno__", "__float__", "__floordiv__", "__ge__",
+    "__getitem__", "__gt__", "__hash__", "__iadd__", "__init__", "__int__", "__iter__", "__le__", "__len__",
+    "__lt__", "__mod__", "__module__", "__mul__", "__ne__", "__neg__", "__next__", "__or__", "__pow__",
+    "__qualname__", "__radd__", "__repr__", "__rmul__", "__rsub__", "__setitem__", "__slots__",
+    "__static_attributes__", "__str__", "__sub__", "__truediv__", "__xor__",
+))  # fmt: skip
+
+# Under another hash seed, at another address or another time these give, or write, another value.
+_UNSTEADY = frozenset((
+    "FrozenSet", "Set", "ascii", "decode", "dumps", "format", "format_map", "frozenset", "fromhex", "hash", "id",
+    "items", "keys", "maketrans", "print", "repr", "set", "str", "translate",
+))  # fmt: skip
+
+
+def _codes(*names: str) -> frozenset[int]:
+    return frozenset(opmap[name] for name in names if name in opmap)
+
+
+_ALONE_OPERATIONS = _codes("MATCH_CLASS", "IMPORT_STAR", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD")
+_OWN_OPERATIONS = _codes("STORE_ATTR", "DELETE_ATTR", "LOAD_BUILD_CLASS")
+_UNSTEADY_OPERATIONS = _codes(
+    "BUILD_SET", "SET_ADD", "SET_UPDATE", "FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE",
+    "LOAD_BUILD_CLASS",
+)  # fmt: skip
+_NO_OPERATION = 255  # stands for what this version does not have
+_ATTRIBUTE, _METHOD = opmap["LOAD_ATTR"], opmap.get("LOAD_METHOD", _NO_OPERATION)
+_STORES = _codes("STORE_ATTR", "DELETE_ATTR")
+_FROM, _IMPORT, _EXTENDED = opmap["IMPORT_FROM"], opmap["IMPORT_NAME"], opmap["EXTENDED_ARG"]
+_BY_NAME = frozenset((_METHOD, _FROM, _IMPORT)) | _STORES
+# How Python 3.12 and later import a star.
+_INTRINSIC, _STAR_ARGUMENT, _STAR = opmap.get("CALL_INTRINSIC_1", _NO_OPERATION), 2, "*"
+_BINARY, _REMAINDERS = opmap["BINARY_OP"], (6, 19)  # `%` and `%=`
+_SHIFT = 1 if sys.version_info >= (3, 12) else 0  # the lowest bit of LOAD_ATTR says there whether it is a method
+_GENERATORS = 0x20 | 0x80 | 0x100 | 0x200  # flags of generators, coroutines and the like
 
 
 class Router:
@@ -70,48 +119,70 @@ class Router:
         names: Modules that programs may import and share; those that are not loaded count as not shared.
     """
 
-    def __init__(self, names: Iterable[str] = SHARED_MODULES) -> None:
+    def __init__(self, names: Iterable[str] = MODULES) -> None:
         modules = {name: _modules[name] for name in sorted(names) if name in _modules}
         self._shared = frozenset(modules)
-        self._suspect = _FAR_REACHING | _mutable_names(modules)
+        self._attributes = _attributes(modules)
+        # Wherever these stand, also as an attribute or an import, they are what was listed or an error.
+        self._safe = (self._attributes | BUILTINS) - sys.stdlib_module_names | self._shared
+        self._inner = frozenset(name for kind in _INNER for name in dir(kind)) - self._attributes
+        self._unlisted = frozenset(vars(builtins)) - BUILTINS
         self._spaces: list[Mapping[str, object]] = [vars(builtins), *(vars(module) for module in modules.values())]
         self._spaces += [vars(kind) for module in modules.values() for kind in _own_classes(module)]
         self._before = self._state()
 
     def shares(self, code: CodeType) -> bool:
         """Return whether a program may run beside others."""
-        imports = stores = False
-        pieces = [code]
+        pieces, imports, owns = [code], False, False
         for piece in pieces:  # grows while it is walked
-            if not self._suspect.isdisjoint(piece.co_names):
-                return False
-            if any(name[0] == "_" and name not in _HARMLESS for name in piece.co_names):
-                return False
-            if not _plain_constants(piece.co_consts, pieces):
-                return False
             operations = piece.co_code[::2]
-            stores = stores or any(store in operations for store in _STORES)
-            if _IMPORT in operations:
-                imports = True
-                if not self._shared.issuperset(_imported(piece)):
-                    return False
-        return not (imports and stores)
+            generates = piece.co_flags & _GENERATORS and piece.co_name != "<genexpr>"
+            if generates or not _ALONE_OPERATIONS.isdisjoint(operations):
+                return False
+            imports = imports or _IMPORT in operations
+            owns = owns or not _OWN_OPERATIONS.isdisjoint(operations)
+            pieces += [constant for constant in piece.co_consts if type(constant) is CodeType]
+        return not (imports and owns) and all(self._leads_nowhere(piece, imports) for piece in pieces)
+
+    def _leads_nowhere(self, piece: CodeType, imports: bool) -> bool:
+        """Return whether every name of a piece of code is one that may be used; ``imports`` says by which rules."""
+        others = [name for name in piece.co_names if name not in self._safe]
+        special = _HARMLESS_GLOBALS if imports else _HARMLESS_GLOBALS | _SPECIAL
+        if any((name in self._unlisted or name[:2] == "__") and name not in special for name in others):
+            return False
+        if others or _INTRINSIC in piece.co_code[::2]:
+            return all(self._may(*step, imports) for step in _named_steps(piece))
+        return True
+
+    def _may(self, operation: int, name: str, imports: bool) -> bool:
+        if operation == _IMPORT:
+            return name in self._shared
+        if operation == _INTRINSIC:
+            return name != _STAR
+        if name in self._attributes:
+            return True
+        return not imports and name not in self._inner and name[:2] != "__"
 
     def is_steady(self, code: CodeType) -> bool:
-        """Return whether a program that may share plainly gives the same whatever the hash seed, address and time."""
-        pieces = [code]
+        """Return whether a program that may share gives the same whatever the hash seed, address and time.
+
+        That holds for inputs without sets and percent signs alone.
+        """
+        pieces, writes, takes_remainders = [code], False, False
         for piece in pieces:
-            if not _UNSTEADY_NAMES.isdisjoint(piece.co_names):
-                return False
             operations = piece.co_code[::2]
-            if any(operation in operations for operation in _UNSTEADY_OPERATIONS):
+            if not _UNSTEADY.isdisjoint(piece.co_names) or not _UNSTEADY_OPERATIONS.isdisjoint(operations):
                 return False
+            writes = writes or "chr" in piece.co_names or "bytes" in piece.co_names or "bytearray" in piece.co_names
+            takes_remainders = takes_remainders or _has_remainder(piece.co_code)
             for constant in piece.co_consts:
                 if type(constant) is CodeType:
                     pieces.append(constant)
-                elif type(constant) is frozenset or (type(constant) is str and "%" in constant):
+                elif type(constant) is frozenset:
                     return False
-        return True
+                else:
+                    writes = writes or _has_percent(constant)
+        return not (writes and takes_remainders)
 
     def changed(self) -> bool:
         """Return whether any name of the builtins, of a shared module or of its classes means something else now."""
@@ -121,41 +192,51 @@ class Router:
         return tuple(tuple(map(id, space.values())) for space in self._spaces)
 
 
-def _plain_constants(constants: Iterable[object], pieces: list[CodeType]) -> bool:
-    """Return whether no constant names anything hidden; add code objects to ``pieces``."""
-    for constant in constants:
-        kind = type(constant)
-        if kind is str:
-            if "__" in constant and constant != "__main__":  # type: ignore[operator]
-                return False
-        elif kind is CodeType:
-            pieces.append(constant)  # type: ignore[arg-type]
-        elif (kind is tuple or kind is frozenset) and not _plain_constants(constant, pieces):  # type: ignore[arg-type]
-            return False
-    return True
+def _named_steps(piece: CodeType) -> Iterator[tuple[int, str]]:
+    """Yield the operations that read, store or import by name, and whatever else needs a look."""
+    code, names, high = piece.co_code, piece.co_names, 0
+    for at in range(0, len(code), 2):
+        operation, argument = code[at], code[at + 1] | high
+        high = argument << 8 if operation == _EXTENDED else 0
+        if operation == _ATTRIBUTE:
+            yield operation, names[argument >> _SHIFT]
+        elif operation in _BY_NAME:
+            yield operation, names[argument]
+        elif operation == _INTRINSIC:
+            yield operation, _STAR if argument == _STAR_ARGUMENT else ""
 
 
-def _imported(code: CodeType) -> list[str]:
-    """Return the modules that a piece of code names in imports; an unreadable one as an empty text."""
-    found, operations = [], code.co_code
-    for at in range(0, len(operations), 2):
-        if operations[at] == _IMPORT:
-            far = at >= 2 and operations[at - 2] == _EXTENDED_ARG
-            found.append("" if far else code.co_names[operations[at + 1]])
-    return found
-
-
-def _mutable_names(modules: dict[str, ModuleType]) -> frozenset[str]:
-    """Return the public names under which the modules keep other modules, or containers that can be changed."""
-    found = set()
+def _attributes(modules: Mapping[str, ModuleType]) -> frozenset[str]:
+    """Return what may stand after a dot: methods of builtin types, and what programs may use of the modules."""
+    allowed = {name: _public(module) if MODULES[name] is None else MODULES[name] for name, module in modules.items()}
+    found = {name for kind in _TYPES for name in dir(kind) if name[0] != "_"}
+    for names in allowed.values():
+        found.update(names or ())
     for module in modules.values():
-        for space in (vars(module), *(vars(kind) for kind in _own_classes(module))):
-            for name, value in space.items():
-                foreign = type(value) is ModuleType and value.__name__ not in modules
-                if name[0] != "_" and (foreign or type(value) in (list, dict, set, bytearray)):
-                    found.add(name)
+        for kind in _own_classes(module):
+            if kind.__name__ in ("Counter", "OrderedDict", "Match", "Pattern", "defaultdict", "deque"):
+                found.update(name for name in dir(kind) if name[0] != "_")
+    # The same word may lead elsewhere in another module.
+    for name, module in modules.items():
+        found -= {word for word in found if hasattr(module, word) and word not in (allowed[name] or ())}
     return frozenset(found)
 
 
+def _public(module: ModuleType) -> frozenset[str]:
+    return frozenset(name for name in vars(module) if name[0] != "_")
+
+
 def _own_classes(module: ModuleType) -> list[type]:
-    return [value for value in vars(module).values() if isinstance(value, type) and value.__module__ in SHARED_MODULES]
+    return [value for value in vars(module).values() if isinstance(value, type) and value.__module__ in MODULES]
+
+
+def _has_remainder(code: bytes) -> bool:
+    return any(code[at] == _BINARY and code[at + 1] in _REMAINDERS for at in range(0, len(code), 2))
+
+
+def _has_percent(constant: object) -> bool:
+    if type(constant) is str:
+        return "%" in constant
+    if type(constant) is tuple:
+        return any(map(_has_percent, constant))
+    return type(constant) is bytes

@@ -13,6 +13,7 @@ import _signal  # type: ignore[import-not-found]  # `signal` wraps every call in
 import builtins
 import io
 import marshal
+import mmap
 import os
 import struct
 import sys
@@ -45,6 +46,7 @@ _set_trace, _set_profile = sys.settrace, sys.setprofile
 _pack = FRAME.pack
 _name_of_type: Callable[[type], str] = type.__dict__["__name__"].__get__
 _sys, _set, _StringIO = sys, setattr, io.StringIO
+_map, _PRIVATE = mmap.mmap, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 Arguments = tuple[list[object], dict[str, object]]
 Outcome = tuple[int, int, bytes]  # status, line, payload
@@ -140,6 +142,7 @@ def _on_timer(number: int, frame: object) -> None:
         raise _Expired
 
 
+ROOM_BYTES = 8 * 2**20  # beside its limit a program alone has as much again
 HOLD_SECONDS, _HOLD_BYTES = 0.02, 2**14
 _RESERVE_BYTES, _RESERVE_BLOCK, _RESERVE_KEPT = 2**20, 400, 500
 _reserve: list[bytes] = []
@@ -188,9 +191,20 @@ def _own_frames(job: Job, start: int) -> Iterator[bytes]:
     yield from frames(job, start)  # at the same depth of calls as those that share a child
 
 
+def _has_room(size: int) -> bool:
+    try:
+        _map(-1, size + ROOM_BYTES, flags=_PRIVATE).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
 def _shared_frames(jobs: list[Job]) -> Iterator[bytes]:
     for job in jobs:
-        yield from frames(job, 0, shared=True)
+        if _has_room(job.memory_bytes):
+            yield from frames(job, 0, shared=True)
+        else:  # earlier ones hold on to what is this one's
+            yield _pack(0, ALONE, 0, 0)
         for stream in (_sys.stdout, _sys.stderr):  # the rest of `reset` no program that shares can reach
             if type(stream) is Null:
                 stream.left = STDOUT_CHARACTERS
@@ -294,9 +308,9 @@ class _Program:
             self._compile()
         if self._code is None:
             return self._refused or (TIMEOUT, 0, b"cpu\0")
+        namespace: dict[str, object] = {"__name__": "program", "__builtins__": builtins}
         try:
             positional, keywords = supply()
-            namespace: dict[str, object] = {"__name__": "program", "__builtins__": builtins}
             exec(self._code, namespace)
             function = namespace.get(self.job.entry)
             if function is None:
@@ -304,6 +318,9 @@ class _Program:
             value = function(*positional, **keywords)  # type: ignore[operator]
         except BaseException:
             return _failure()
+        finally:
+            if self._shared:  # functions hold on to their globals: what was large would stay until it is collected
+                namespace.clear()
         _set_recursion_limit(_RECURSION_LIMIT)  # the program may have left none to write the value with
         try:
             return self._ok, 0, encode(value, self.job.output_bytes).encode()

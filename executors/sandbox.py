@@ -6,8 +6,8 @@ What is covered (tier ``full``; each line has a test):
   nobody, without capabilities, in namespaces of its own on an empty root, behind a system-call filter.
 * Resources: processor time, clock time, memory, printed text and the size of the result have limits, and every run is
   killed at its limit whatever it does.
-* Other jobs: a process serves one program, or a few that cannot reach each other and are then checked for tampering; it
-  is put back as it was, or ended, before it serves others.
+* Other jobs: a process serves one program, or several of a kind that meets nothing which another one uses, and is then
+  checked for tampering; it is put back as it was, or ended, before it serves others.
 * This process: nothing a program wrote is evaluated, unpickled or decoded here, beyond text of bounded length.
 * Determinism: on request each input runs twice in one process and once in another under a different hash seed.
 * Our own faults: a server that dies is replaced and its jobs run again once; what still fails is `Status.NO_VERDICT`.

@@ -41,7 +41,7 @@ _AUDITED = 1 / 200  # of the jobs whose answers from a shared child are all ok
 _MOST_OVERRUNS = 4096
 
 # Endings that a shared child may give. The others need a child that had nothing else to do.
-_BELIEVED = frozenset((Status.OK, Status.ERROR, Status.TIMEOUT, Status.OUTPUT_LIMIT, Status.UNSERIALISABLE))
+_BELIEVED = frozenset((Status.OK, Status.ERROR, Status.UNSERIALISABLE))
 
 # What a program meets in a light server, and not in a full one, when it reaches for what is not there.
 _MISSING = frozenset(("ImportError", "ModuleNotFoundError", "LookupError"))
@@ -85,6 +85,7 @@ class Batch:
         self._waiting: dict[str, deque[Ticket]] = {kind: deque() for kind in KINDS}
         self._later: dict[str, deque[Ticket]] = {kind: deque() for kind in KINDS}  # what may need long
         self._starved: deque[tuple[Ticket, list[Execution]]] = deque()  # for when nothing else runs
+        self._alarms: list[str] = []
         self._sleepers = 0
         self._open = 0
 
@@ -94,19 +95,22 @@ class Batch:
         while self._open:
             servers = self._feed()
             for server, can_read, can_write in _ready(servers) if servers else ():
+                answered = []
                 try:
                     if can_write:
                         server.write()
                     if can_read:
-                        for ticket, executions in server.read():
-                            self._take(ticket, executions)
+                        answered = server.read()
                 except (OSError, EOFError, ValueError, struct.error) as error:
                     self._bury(server, str(error) or "a server of the sandbox ended")
+                for ticket, executions in answered:
+                    self._take(ticket, executions)
             now = time.monotonic()
             for server in servers:
                 if server.alive and server.under_way and server.under_way[0].deadline < now:
                     self._bury(server, "a server of the sandbox hung")
             self._admit_more()
+        self._alarm()
         return [answer if answer is not None else () for answer in self._answers]
 
     # --- in ----------------------------------------------------------------------------------------------------------
@@ -200,7 +204,7 @@ class Batch:
 
     def _take(self, ticket: Ticket, executions: list[Execution] | None) -> None:
         """Settle a ticket, or send it on its next way."""
-        if executions is None or (ticket.shares and not _stand(ticket, executions)):
+        if executions is None or (ticket.shares and not _stand(executions)):
             self._run_alone(ticket)
         elif any(execution.status is Status.NO_VERDICT for execution in executions) and not ticket.tries:
             ticket.tries += 1
@@ -214,7 +218,7 @@ class Batch:
             self._conclude(ticket, executions)
         elif ticket.kind.startswith("A"):
             firsts = _settled_repeats(executions)
-            if ticket.shares and ticket.is_steady and _all_ok(firsts):
+            if ticket.shares and ticket.is_steady and ticket.has_plain_inputs and _all_ok(firsts):
                 self._conclude(ticket, firsts)
             else:
                 self._check_elsewhere(ticket, firsts)
@@ -254,7 +258,7 @@ class Batch:
             self._run_alone(self._anew(ticket))
         elif ticket.shares and _is_fixed(ticket) and _all_ok(executions) and self._memory.rng.random() < _AUDITED:
             again = self._anew(ticket)
-            again.separate, again.expected = True, tuple(executions)
+            again.separate, again.expected, again.company = True, tuple(executions), ticket.company
             self._run_alone(again)
         else:
             self._settle(ticket, executions)
@@ -271,7 +275,7 @@ class Batch:
         missing = len(ticket.job.inputs) - len(executions)
         answer = tuple(executions + [executions[-1]] * missing)
         if ticket.expected is not None:
-            self._compare(ticket, answer)
+            answer = self._audited(ticket, answer)
         self._answers[ticket.index] = answer
         self._open -= 1
         self._memory.cache.put(ticket.key, answer)
@@ -281,30 +285,40 @@ class Batch:
         while len(self._memory.overruns) > _MOST_OVERRUNS:
             self._memory.overruns.popitem(last=False)
 
-    def _compare(self, ticket: Ticket, answer: tuple[Execution, ...]) -> None:
+    def _audited(self, ticket: Ticket, answer: tuple[Execution, ...]) -> tuple[Execution, ...]:
+        """Return what stands after an audit; where it says otherwise, see all that shared the child again."""
         assert ticket.expected is not None
+        if any(execution.status in (Status.TIMEOUT, Status.NO_VERDICT) for execution in answer):
+            return ticket.expected  # the host's doing: nothing was audited
         self._memory.audited += 1
-        ours = (Status.TIMEOUT, Status.NO_VERDICT)  # may be the host's doing
-        if any(e.status not in ours and e.outcome != x.outcome for e, x in zip(answer, ticket.expected, strict=True)):
+        if [e.outcome for e in answer] != [x.outcome for x in ticket.expected]:
             self._memory.mismatched += 1
+            self._alarms.append(f"{ticket.job.program[:200]!r}")
+            for other in ticket.company:
+                if other.index != ticket.index:
+                    self._open += 1
+                    self._run_alone(self._anew(other))
+        return answer
+
+    def _alarm(self) -> None:
+        """Warn, once nothing can be lost by it."""
+        if self._alarms:
             warnings.warn(
                 "an audit of the sandbox got another answer from a program alone than in company: please report it; "
-                f"the program begins {ticket.job.program[:200]!r}",
+                f"all that shared its process ran again; the program begins {self._alarms[0]}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
 
 
-def _stand(ticket: Ticket, executions: list[Execution]) -> bool:
+def _stand(executions: list[Execution]) -> bool:
     """Return whether answers from a shared child need no second look."""
-    if any(execution.status not in _BELIEVED for execution in executions):
-        return False
-    return not (ticket.is_hurried and any(execution.status is Status.TIMEOUT for execution in executions))
+    return all(execution.status in _BELIEVED for execution in executions)
 
 
 def _is_fixed(ticket: Ticket) -> bool:
     """Return whether the program must give the same wherever it runs: what an audit can hold it to."""
-    return ticket.is_steady or ticket.job.check_determinism
+    return (ticket.is_steady and ticket.has_plain_inputs) or ticket.job.check_determinism
 
 
 def _all_ok(executions: list[Execution]) -> bool:
@@ -313,9 +327,8 @@ def _all_ok(executions: list[Execution]) -> bool:
 
 def _digest(job: Job, text: str) -> bytes:
     """Return what stands for a program with one input and a budget."""
-    program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
-    rest = repr((text, job.entry, job.limits.cpu_seconds, job.policy, job.literal_inputs))
-    return hashlib.blake2b(program + b"\0" + rest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    content = repr((job.program, text, job.entry, job.limits, job.policy, job.literal_inputs))
+    return hashlib.blake2b(content.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 
 def _ready(servers: list[Server]) -> Iterable[tuple[Server, bool, bool]]:

@@ -38,6 +38,7 @@ class Ticket:
         shares: Whether it may run in one child with other jobs.
         separate: Whether every run gets a child of its own.
         is_steady: Whether its last run was ok and no hash seed could have made it another value.
+        company: All that shared its child, itself included.
         key: Of its job, in the cache.
         tries: How often our own faults cost it an answer.
         undisturbed: Whether it runs for the second time, with nothing beside it.
@@ -54,6 +55,7 @@ class Ticket:
         self.shares = False
         self.separate = False
         self.is_steady = False
+        self.company: list[Ticket] = []
         self.key = b""
         self.tries = 0
         self.undisturbed = False
@@ -64,6 +66,11 @@ class Ticket:
     def is_hurried(self) -> bool:
         """Whether it gets less processor time than its job allows."""
         return self.shares and self.job.limits.cpu_seconds > FAST_SECONDS
+
+    @property
+    def has_plain_inputs(self) -> bool:
+        """Whether no input holds what may bring an unsteady value into a steady program: a set, or a format."""
+        return not any("{" in text or "%" in text or "set" in text for text in self.job.inputs)
 
     def fields(self) -> tuple[object, ...]:
         """Return the job as `runner.Job` takes it."""
@@ -109,6 +116,8 @@ def next_parcel(waiting: deque[Ticket], most: int) -> Parcel:
         tickets.append(waiting.popleft())
     if len(tickets) == 1:
         first.shares = False
+    for ticket in tickets:
+        ticket.company = tickets
     return Parcel(tickets)
 
 

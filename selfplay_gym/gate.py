@@ -100,7 +100,8 @@ class Candidate:
 
 # Signs of code, or of a completion's frame, in a message. "return" alone is an ordinary word.
 _CODE = re.compile(
-    r"```|\bdef \w+\(|\blambda\b.*:|^[ \t]*(?:import|from|return)\b|\breturn \w\b|\bf\(|</?(?:answer|think)>", re.MULTILINE
+    r"```|\bdef \w+\(|\blambda\b.*:|^[ \t]*(?:import|from|return)\b|\breturn \w\b|\bf\(|</?(?:answer|think)>",
+    re.MULTILINE,
 )
 
 Outcome = Task | Rejected | NoVerdict

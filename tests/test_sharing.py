@@ -44,10 +44,14 @@ SHARES = [
     "from collections import Counter, deque\ndef f(x): return Counter(x).most_common(1)",
     "import re\ndef f(x): return re.findall('a+', x)",
     "class A:\n    def __init__(s, x): s.x = x\n    def __eq__(s, other): return True\ndef f(x): return A(x).x",
-    "class A(list):\n    def add(self, x):\n        super().append(x)\ndef f(x): return len(A(x))",
+    "class A(list):\n    def add(self, x):\n        self.append(x)\n        self._n = 1\ndef f(x): return len(A(x))",
     "def f(x):\n    def g():\n        nonlocal x\n        x += 1\n    g()\n    return x",
     "def f(x): return '{} {}'.format(x, 1), f'{x!r:>3}', '%s' % x",
-    "def f(x):\n    try: return x[0]\n    except (IndexError, TypeError) as e: return type(e).__name__",
+    "def f(x):\n    try: return x[0]\n    except (IndexError, TypeError) as e: return str(e)",
+    "from typing import List\ndef f(x: List[int]) -> int: return x[0]",
+    "from __future__ import annotations\nimport json\ndef f(x): return json.dumps(x)",
+    "_total = 0\ndef f(x):\n    global _total\n    _total += x\n    return _total",
+    "def f(x):\n    f.calls = 1\n    return [y for y in x if y]",
     "from functools import reduce, lru_cache\n@lru_cache(None)\ndef f(x): return reduce(max, x)",
     "import itertools as it\ndef f(x): return [*it.chain(x, x)]",
     "if __name__ == '__main__':\n    print(1)\ndef f(x): return x",
@@ -77,9 +81,27 @@ ALONE = [
     "from collections import abc\nabc.Sized.register(int)\ndef f(x): return x",
     "class A:\n    def __del__(self): pass\ndef f(x): return A() and x",
     "def f(x):\n    match x:\n        case object(__class__=c): return c",
-    "def f(x): return '{0.__class__}'.format(x)",
+    "def f(x):\n    match x:\n        case object(gi_frame=g): return g",
+    "import typing\ndef f(x): return typing.get_type_hints(x)",
+    "def f(x): return type('A', (), {})",
+    "class M(type): pass\ndef f(x): return x",
+    "import statistics\ndef f(x): return statistics.NormalDist(0, 1).samples(1)",
+    "import re\nclass F(int):\n    def __eq__(s, o): return True\n    def __hash__(s): return 2\ndef f(x): return x",
+    "def f(x):\n    try: x()\n    except BaseException as e: return e",
+    "def f(x):\n    try: yield 1\n    finally: print(x)",
+    "async def f(x): return x",
+    "import datetime\ndef f(x): return x",
+    "import copy\ndef f(x): return copy._nil",
+    "from math import *\ndef f(x): return pi",
+    "def f(x): return __builtins__",
+    "def f(x): return (lambda: 0).__repr__()",
+    "import math\ndef f(x): return math.__dict__",
+    "import re\ndef f(x): re.__annotations__['x'] = 1",
+    "class A:\n    def __getattr__(self, name): return name\ndef f(x): return A().x",
+    "class A:\n    def f(self): return super().f()\ndef f(x): return x",
+    "def f(x): return f.__globals__",
+    "def f(x): return memoryview(x)",
     "import math as _m\nfrom collections import _sys\ndef f(x): return x",
-    "def f(x):\n    try: x.y\n    except AttributeError as e: return e.obj",
     "T = type\ndef f(x):\n    def g(): return __builtins__\n    return g()",
 ]
 
@@ -119,6 +141,9 @@ def test_programs_that_reach_further_run_alone(router, program):
         "def f(x): return '%s' % f",
         "def f(x): return x.keys() & x",
         "class A: pass\ndef f(x): return A",
+        "def f(x): return (chr(37) + 's') % x",
+        "def f(x): return b'%a' % x",
+        "def f(x):\n    t = ('%s', 1)\n    return t[0] % x",
     ],
 )
 def test_what_may_depend_on_the_hash_seed_or_an_address_is_not_steady(router, program):
@@ -127,6 +152,14 @@ def test_what_may_depend_on_the_hash_seed_or_an_address_is_not_steady(router, pr
 
 def test_plain_computation_is_steady(router):
     assert router.is_steady(code("def f(x):\n    y = [i * i for i in x if i % 2]\n    return sorted(y), {'a': sum(y)}"))
+
+
+@pytest.mark.parametrize("text", ["{'a', 'b', 'c', 'd', 'e', 'f'}", "[{1, 'b', 'c', 'd', 'e', 'a'}]"])
+def test_an_input_that_holds_a_set_is_checked_under_another_seed(executor, text):
+    results = executor.run(
+        [job("def f(s):\n    for x in s: return [*x] if len(x) > 1 else [*s]", text, check_determinism=True)] * 2
+    )
+    assert {result.status for (result,) in results} == {Status.NONDETERMINISTIC}
 
 
 TAMPERING = {
