@@ -19,7 +19,18 @@ from selfplay_gym import literals, probes, programs
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.protocols import Executor
 from selfplay_gym.registry import unknown
-from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Proposal, Rejected, Status, Task
+from selfplay_gym.types import (
+    ERRORS,
+    NO_ERROR,
+    Execution,
+    Job,
+    Limits,
+    NoVerdict,
+    Proposal,
+    Rejected,
+    Status,
+    Task,
+)
 
 CHECKS = {
     "format": "the completion keeps to the think/answer frame",
@@ -30,9 +41,11 @@ CHECKS = {
     "literal_inputs": "every input is an argument list of literals",
     "distinct_inputs": "the inputs of one proposal differ",
     "message": "the message holds no code, no statement of the program and no two of the pairs that judge",
+    "raise": "a program whose error is asked for has no raise, assert or throw, and names nothing after an exception",
     "policy": "the program stays within the language policy",
     "runs": "it returns within its limits on every input",
     "value": "it returns a value of exact builtin types, under the size cap",
+    "error": "where its error is asked for, that is a built-in exception whose name every Python knows",
     "deterministic": "two runs in one process and one in another with a different hash seed agree",
     "depends_on_input": "some other input gives another value, and so do the inputs that judge",
     "new": "no task of the family does the same on the probes, or with several inputs is its program on most of them",
@@ -40,7 +53,7 @@ CHECKS = {
 }
 """Every check by name, in order, with what it demands."""
 
-OPTIONAL = frozenset({"distinct_inputs", "message", "depends_on_input", "new", "held_out", "deterministic"})
+OPTIONAL = frozenset({"distinct_inputs", "message", "depends_on_input", "new", "held_out", "deterministic", "raise"})
 """Checks that an ablation may switch off. Without the others there is no task."""
 
 _RUN_CHECKS = {
@@ -90,12 +103,14 @@ class Candidate:
         proposal: What the proposer wrote.
         known: Tells whether a stored task already does the same.
         lot: Proposals of one batch count as each other's repetition only within a lot.
+        errors: How its runs end is what is asked for: an exception is an output (`types.ERRORS`), and none is too.
     """
 
     family: str
     proposal: Proposal
     known: Callable[[Task], bool] = lambda task: False
     lot: int = 0
+    errors: bool = False
 
 
 # Signs of code, or of a completion's frame, in a message. "return" alone is an ordinary word.
@@ -136,7 +151,7 @@ class Gate:
                 tasks[number] = outcome
             else:
                 outcomes[number] = outcome
-        probed = self._probe(list(tasks.values()))
+        probed = self._probe(list(tasks.values()), [candidates[number].errors for number in tasks])
         earlier: list[tuple[int, Task]] = []
         for (number, _), outcome in zip(tasks.items(), probed, strict=True):
             outcomes[number] = self._check_new(outcome, candidates[number], earlier)
@@ -174,6 +189,8 @@ class Gate:
             return Rejected("distinct_inputs", f"{len(inputs) - len(set(inputs))} inputs occur twice")
         if self._on("message") and proposal.message and (leak := _leak(proposal.message, proposal.program)):
             return Rejected("message", leak)
+        if self._on("raise") and candidate.errors and (sign := _by_hand(proposal.program)):
+            return Rejected("raise", sign)
         return replace(candidate, proposal=replace(proposal, inputs=inputs))
 
     # -- what running it tells -------------------------------------------------------------------------------------
@@ -189,9 +206,18 @@ class Gate:
             )
             for candidate in candidates
         ]
-        results = self.executor.run(jobs)
+        results = self._run_jobs(jobs, [candidate.errors for candidate in candidates])
         outcomes = [_outcome(candidate, runs) for candidate, runs in zip(candidates, results, strict=True)]
         return [self._check_told(outcome) for outcome in outcomes]
+
+    def _run_jobs(self, jobs: Sequence[Job], errors: Sequence[bool]) -> list[tuple[Execution, ...]]:
+        """Run jobs; where an error is an answer each input alone, since a determinism check ends at the first error."""
+        parts = [
+            [replace(job, inputs=(text,)) for text in job.inputs] if apart else [job]
+            for job, apart in zip(jobs, errors, strict=True)
+        ]
+        results = iter(self.executor.run([job for part in parts for job in part]))
+        return [tuple(run for _ in part for run in next(results)) for part in parts]
 
     def _check_told(self, outcome: Outcome) -> Outcome:
         """Refuse a message that tells the pairs that judge, now that their outputs are known."""
@@ -199,7 +225,7 @@ class Gate:
             return Rejected("message", "the message tells pairs that judge")
         return outcome
 
-    def _probe(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def _probe(self, tasks: Sequence[Task], errors: Sequence[bool]) -> list[Outcome]:
         """Return the tasks with their behaviour hash; refuse those whose output is the same whatever the input."""
         fixed = [probes.fixed(task.inputs[0]) for task in tasks]
         near = [probes.neighbours(task.inputs[0]) for task in tasks]
@@ -208,31 +234,33 @@ class Gate:
             for task, first, second in zip(tasks, fixed, near, strict=True)
         ]
         results = self.executor.run(jobs)
-        repeats = self._repeat(jobs, results)
+        repeats = self._repeat(jobs, results, errors)
         outcomes: list[Outcome] = []
-        for task, probe, runs, again in zip(tasks, fixed, results, repeats, strict=True):
+        for task, probe, runs, again, err in zip(tasks, fixed, results, repeats, errors, strict=True):
             if any(run.status is Status.NO_VERDICT for run in (*runs, *again)):
                 outcomes.append(NoVerdict("the executor gave no answer on a probe"))
             elif changed := [run for run in again if run.status is Status.NONDETERMINISTIC]:
                 outcomes.append(Rejected("deterministic", f"on another input: {changed[0].message}"))
-            elif self._on("depends_on_input") and (constant := _constant(task, runs)):
+            elif self._on("depends_on_input") and (constant := _constant(task, runs, err)):
                 outcomes.append(Rejected("depends_on_input", constant))
             else:
-                outcomes.append(replace(task, behaviour=_behaviour(task, runs[: len(probe)])))
+                outcomes.append(replace(task, behaviour=_behaviour(task, runs[: len(probe)], err)))
         return outcomes
 
-    def _repeat(self, jobs: Sequence[Job], results: Sequence[Sequence[Execution]]) -> list[tuple[Execution, ...]]:
-        """Run the probes that gave a value again, as proposed inputs are run.
+    def _repeat(
+        self, jobs: Sequence[Job], results: Sequence[Sequence[Execution]], errors: Sequence[bool]
+    ) -> list[tuple[Execution, ...]]:
+        """Run the probes that gave an output again, as proposed inputs are run.
 
         Else a program that is honest on its own input alone, and returns an address elsewhere, would be new for ever.
         """
         if not self._on("deterministic"):
             return [()] * len(jobs)
         again = []
-        for job, runs in zip(jobs, results, strict=True):
-            inputs = [text for text, run in zip(job.inputs, runs, strict=True) if run.status is Status.OK]
+        for job, runs, err in zip(jobs, results, errors, strict=True):
+            inputs = [text for text, run in zip(job.inputs, runs, strict=True) if _output(run, err) is not None]
             again.append(replace(job, inputs=tuple(dict.fromkeys(inputs)), check_determinism=True))
-        return self.executor.run(again)
+        return self._run_jobs(again, errors)
 
     # -- what the archive tells ------------------------------------------------------------------------------------
 
@@ -259,12 +287,42 @@ def _outcome(candidate: Candidate, runs: Sequence[Execution]) -> Outcome:
     for run in runs:
         if run.status is Status.NO_VERDICT:
             return NoVerdict(run.message or "the executor gave no answer")
-        if run.status is not Status.OK:
+        if run.status is Status.ERROR and candidate.errors:
+            if run.error_type not in ERRORS:
+                return Rejected("error", f"{run.error_type} is no built-in exception that can be asked for")
+        elif run.status is not Status.OK:
             detail = ": ".join(part for part in (run.status.value, run.error_type, run.message) if part)
             return Rejected(_RUN_CHECKS.get(run.status, "runs"), detail)
     proposal = candidate.proposal
-    outputs = tuple(run.value or "" for run in runs)
+    outputs = tuple(_output(run, candidate.errors) or "" for run in runs)
     return Task(candidate.family, proposal.program, proposal.inputs, outputs, proposal.message)
+
+
+def _output(run: Execution, errors: bool) -> str | None:
+    """Return what a run gives for an output: its value or, where errors are asked for, how it ended."""
+    if errors and run.status in (Status.OK, Status.ERROR):
+        return run.error_type if run.status is Status.ERROR else NO_ERROR
+    return run.value if run.status is Status.OK else None
+
+
+def _by_hand(program: str) -> str:
+    """Return how a program fails by hand or disguises how it fails, or nothing.
+
+    What is raised by name can be read off; and a class of the program's own may be called ``KeyError``, too.
+    """
+    for node in ast.walk(programs.parse(program)):
+        match node:
+            case ast.Raise():
+                return "a raise statement"
+            case ast.Assert():
+                return "an assert statement"
+            case ast.Attribute(attr="throw"):
+                return "throw"
+            case ast.Attribute(attr="__name__", ctx=ast.Store()):
+                return "a name that is changed"
+        if (name := programs.binds(node)) in ERRORS or name == NO_ERROR:
+            return f"{name} is given to something else"
+    return ""
 
 
 def _by_place(text: str, by_place: Sequence[str], by_name: Sequence[str]) -> str:
@@ -286,13 +344,14 @@ def _by_place(text: str, by_place: Sequence[str], by_name: Sequence[str]) -> str
     return ", ".join(words)
 
 
-def _constant(task: Task, runs: Sequence[Execution]) -> str:
+def _constant(task: Task, runs: Sequence[Execution], errors: bool) -> str:
     """Return what is the same whatever the input, or nothing.
 
-    An error elsewhere shows nothing: a program that only accepts one input is a lock, not a task. Where the second
-    half of several outputs judges, they must differ too, or ``return 1`` may be a right answer.
+    Unless it is what is asked for, an error elsewhere shows nothing: a program that only accepts one input is a lock,
+    not a task. Where the second half of several outputs judges, they must differ too, or ``return 1`` may be a right
+    answer.
     """
-    values = {run.value for run in runs if run.status is Status.OK} | set(task.outputs)
+    values = {output for run in runs if (output := _output(run, errors)) is not None} | set(task.outputs)
     if len(values) == 1:
         return f"always {task.outputs[0][:80]}"
     judging = task.outputs[len(task.outputs) // 2 :]
@@ -301,16 +360,17 @@ def _constant(task: Task, runs: Sequence[Execution]) -> str:
     return ""
 
 
-def _behaviour(task: Task, runs: Sequence[Execution]) -> str:
+def _behaviour(task: Task, runs: Sequence[Execution], errors: bool) -> str:
     """Hash the values on the fixed probes; where they say little, the text decides.
 
-    How a probe fails is left out: otherwise another exception would make another program. Of several inputs the
-    proposer chose each, for a program that was given, so there the same are the same program on the same inputs.
+    How a probe fails is left out, unless it is asked for: otherwise another exception would make another program. Of
+    several inputs the proposer chose each, for a program that was given, so there the same are the same program on the
+    same inputs.
     """
     if len(task.inputs) > 1:
         return probes.behaviour(task.inputs[0], [programs.identity(task.program), *sorted(task.inputs)])
-    outcomes = [run.outcome if run.status is Status.OK else "fails" for run in runs]
-    if len({run.value for run in runs if run.status is Status.OK}) < 2:
+    outcomes = [run.outcome if _output(run, errors) is not None else "fails" for run in runs]
+    if len(set(outcomes) - {"fails"}) < 2:
         outcomes.append(programs.identity(task.program))
     return probes.behaviour(task.inputs[0], outcomes)
 

@@ -67,7 +67,7 @@ def identity(program: str) -> str:
     False
     """
     tree = parse(program)
-    own = {name for node in ast.walk(tree) if (name := _binds(node)) is not None}
+    own = {name for node in ast.walk(tree) if (name := binds(node)) is not None}
     numbers: dict[str, str] = {}
     words: list[str] = []
     todo: list[object] = [tree]
@@ -99,7 +99,7 @@ class _Word(NamedTuple):
     text: str
 
 
-def _binds(node: ast.AST) -> str | None:
+def binds(node: ast.AST) -> str | None:
     """Return the name that a node gives to something, if any."""
     if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store):
         return None

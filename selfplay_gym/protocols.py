@@ -58,6 +58,9 @@ class ProposingFamily(TaskFamily, Protocol):
 
     References come from the family's own tasks; with an attribute ``references_from_all = True`` from every family's,
     for families that propose *about* a program.
+
+    With an attribute ``asks_for_errors = True`` a call that ends in an exception is no failed proposal: its output is
+    the name of the class, or ``NoError`` (`selfplay_gym.types.ERRORS`). Such tasks are shown to no other family.
     """
 
     references: int

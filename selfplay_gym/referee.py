@@ -98,7 +98,7 @@ class Referee:
         """Put the families' seed tasks into an empty archive, through the gate like any other task."""
         live = self.archive.counts()
         seeds = [t for name, family in self.proposing.items() if not live.get(name) for t in family.seeds()]
-        outcomes = self.gate.judge([Candidate(t.family, Proposal(t.program, t.inputs, t.message)) for t in seeds])
+        outcomes = self.gate.judge([self._candidate(t.family, Proposal(t.program, t.inputs, t.message)) for t in seeds])
         with self.archive.transaction():
             for seed, outcome in zip(seeds, outcomes, strict=True):
                 self.archive.add_task(_proven(seed, outcome), step=0)
@@ -112,10 +112,17 @@ class Referee:
     def proposal_prompt(self, family: str, rng: random.Random) -> ProposalRequest:
         """Return one prompt, with references from the family's own tasks or, where it says so, from everybody's."""
         maker = self.proposing[family]
-        sources = list(self.proposing) if getattr(maker, "references_from_all", False) else [family]
+        sources = self._lenders(family) if getattr(maker, "references_from_all", False) else [family]
         references = self.archive.sample(sources, maker.references, rng, "uniform")
         prompt = maker.proposal_prompt([stored.task for stored in references], rng)
         return ProposalRequest(family, prompt, tuple(references))
+
+    def _lenders(self, family: str) -> list[str]:
+        """Return the families whose tasks another one can propose about: those with the same kind of output."""
+        return [name for name in self.proposing if self._errs(name) == self._errs(family)]
+
+    def _errs(self, family: str) -> bool:
+        return getattr(self.proposing[family], "asks_for_errors", False) is True
 
     def judge_proposals(
         self, requests: Sequence[ProposalRequest], completions: Sequence[str], *, apart: bool = False
@@ -144,7 +151,10 @@ class Referee:
             proposal = self.proposing[request.family].parse_proposal(answer, tasks)
         except ValueError as error:
             return Rejected("parse", str(error))
-        return Candidate(request.family, proposal, self._is_known)
+        return replace(self._candidate(request.family, proposal), known=self._is_known)
+
+    def _candidate(self, family: str, proposal: Proposal) -> Candidate:
+        return Candidate(family, proposal, errors=self._errs(family))
 
     def _is_known(self, task: Task) -> bool:
         if self.archive.has_behaviour(task.behaviour, task.family):

@@ -145,6 +145,7 @@ families = Registry(
         "deduction": "selfplay_gym.tasks.deduction:Deduction",
         "abduction": "selfplay_gym.tasks.abduction:Abduction",
         "induction": "selfplay_gym.tasks.induction:Induction",
+        "error": "selfplay_gym.tasks.error_prediction:ErrorPrediction",
     },
 )
 executors = Registry(

@@ -28,6 +28,18 @@ class Status(StrEnum):
     NO_VERDICT = "no_verdict"
 
 
+NO_ERROR = "NoError"
+"""Output of a task that asks for the exception of a call, where the call returns."""
+
+ERRORS = frozenset({
+    "ArithmeticError", "AssertionError", "AttributeError", "BufferError", "EOFError", "IndexError", "KeyError",
+    "LookupError", "NameError", "NotImplementedError", "OverflowError", "RecursionError", "RuntimeError",
+    "StopIteration", "TypeError", "UnboundLocalError", "UnicodeDecodeError", "UnicodeEncodeError",
+    "UnicodeError", "ValueError", "ZeroDivisionError",
+})  # fmt: skip
+"""The built-in exceptions that can be such an output: every Python has them, and the machine decides none of them."""
+
+
 class Tier(StrEnum):
     """How strongly an executor isolates what it runs, strongest first."""
 
@@ -164,7 +176,8 @@ class Task:
         family: Id of the family.
         program: Python source that defines the entry function.
         inputs: Argument lists; one for deduction and abduction, several for induction.
-        outputs: Canonical outputs, one an input, as an executor saw them.
+        outputs: Canonical outputs, one an input, as an executor saw them. In families that ask for errors the name out
+            of `ERRORS` or `NO_ERROR`, bare and so no value's text.
         message: What the proposer tells the solver (induction).
         behaviour: Hash of what the program does on probe inputs; empty where it was not measured.
     """

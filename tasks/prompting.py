@@ -37,11 +37,11 @@ def fill(family: str, role: str, style: Style, **parts: str) -> str:
     return _text(f"frame.{style}.txt").substitute(body=body)
 
 
-def references_block(references: Sequence[Task], style: Style) -> str:
+def references_block(references: Sequence[Task], style: Style, template: str = "reference") -> str:
     """Return stored triplets as a proposer sees them."""
-    template = _text(f"reference.{_length(style)}.txt")
+    text = _text(f"{template}.{_length(style)}.txt")
     shown = [
-        template.substitute(number=str(number), program=t.program, input=t.input, output=t.output)
+        text.substitute(number=str(number), program=t.program, input=t.input, output=t.output)
         for number, t in enumerate((task.triplets[0] for task in references), start=1)
     ]
     return "".join(shown)

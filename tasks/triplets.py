@@ -1,6 +1,6 @@
-"""The proposing half that deduction and abduction share: a program and one input for it.
+"""The proposing half that deduction, abduction and error prediction share: a program and one input for it.
 
-What makes the two proposals different is their prompt, which is found by the family's name.
+What makes the proposals different is their prompt, which is found by the family's name.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class TripletProposals:
     """
 
     name: str
+    reference = "reference"
+    """Name of the prompt text that shows a stored task."""
 
     def __init__(self, style: prompting.Style = "azr", references: int = 6, seed_input: str = IDENTITY.input) -> None:
         prompting.check_style(style)
@@ -45,7 +47,7 @@ class TripletProposals:
 
     def proposal_prompt(self, references: Sequence[Task], rng: random.Random) -> str:
         """Ask for a program and an input, unlike those of the references."""
-        shown = prompting.references_block(references, self.style)
+        shown = prompting.references_block(references, self.style, self.reference)
         return prompting.fill(self.name, "propose", self.style, references=shown)
 
     def parse_proposal(self, answer: str, references: Sequence[Task]) -> Proposal:

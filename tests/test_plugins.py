@@ -166,10 +166,10 @@ def test_broken_plug_ins_are_named_once_and_harm_nobody(tmp_path: Path) -> None:
         "warning: task family 'self-play' gets no environment: selfplay_gym/SelfPlay-v0 is taken",
     ]
     listed = [line for line in second.splitlines() if not line.startswith("warning:")]
-    assert listed == ["['abduction', 'deduction', 'induction']"]
+    assert listed == ["['abduction', 'deduction', 'error', 'induction']"]
     for name, why in (("explodes", "SystemError: boom"), ("empty", "has no attribute 'Family'")):
         assert re.search(f"warning: task family '{name}' .* does not load: .*{why}", second)
-    assert third.splitlines()[0] == "['abduction', 'deduction', 'induction']"
+    assert third.splitlines()[0] == "['abduction', 'deduction', 'error', 'induction']"
     assert "family 'gone' (package_that_was_removed:Gone) does not load: ModuleNotFoundError" in third
     assert "family 'explodes' (exploding:Family) does not load: SystemError: boom" in third
 
