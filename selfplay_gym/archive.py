@@ -23,11 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
+from selfplay_gym import rewards
 from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError, UnknownId
 from selfplay_gym.types import Task
 
-How = Literal["uniform", "recency", "half_solved", "newest"]
+How = Literal["uniform", "recency", "learnability", "half_solved", "newest"]
 HALF_SOLVED_WINDOW = 512
+PLAYS_COUNTED = 64
+"""Most records of a task that `learnability` counts, so that no weight is far below the others."""
 REJECTED_TEXT_BYTES = 20_000
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x53504741  # "SPGA", at byte 68 of the file, where `file` and SQLite look for it
@@ -367,18 +370,26 @@ class Archive:
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def sample(
-        self, families: str | Sequence[str], n: int, rng: random.Random, how: How = "uniform"
+        self,
+        families: str | Sequence[str],
+        n: int,
+        rng: random.Random,
+        how: How = "uniform",
+        *,
+        before: int | None = None,
     ) -> list[StoredTask]:
         """Draw up to ``n`` distinct live tasks of one or several families; fewer only where fewer fit.
 
         ``uniform``: each live task alike. ``recency``: as many of each family as uniform would draw, but within a
-        family the k-th oldest live task has weight k. ``half_solved``: alike among the newest 512 whose latest solve
-        rate is strictly between 0 and 1. ``newest``: the newest, newest first, without chance.
+        family the k-th oldest live task has weight k. ``learnability``: with the weight `rewards.curriculum_weight` of
+        its latest solve rate and the number of its records, of which 64 at most count. ``half_solved``: alike among the
+        newest 512 whose latest solve rate is strictly between 0 and 1. ``newest``: the newest, newest first, without
+        chance. With ``before`` only tasks that were added before that step are drawn.
 
         The same contents, arguments and state of ``rng`` give the same tasks. The cost does not grow with the table
         (beyond the depth of its B-trees): the live tasks of a family are one range of positions whose two ends are read
-        from an index, uniform and recency draw integers in that range and look each up, half_solved and newest read a
-        bounded stretch from the upper end of an index.
+        from an index, uniform and recency draw integers in that range and look each up, learnability refuses some of
+        them by their weight, half_solved and newest read a bounded stretch from the upper end of an index.
 
         Raises:
             InvalidConfig: ``how`` is unknown or ``n`` negative.
@@ -389,7 +400,11 @@ class Archive:
             raise InvalidConfig(f"the number of tasks to sample must be at least 0, got {n}")
         with self._snapshot():
             live = self._live(families)
-            if how in ("uniform", "recency"):
+            if before is not None:
+                live = {name: self._added_before(before, name, positions) for name, positions in live.items()}
+            if how == "learnability":
+                ids = self._learnable(live, n, rng)
+            elif how in ("uniform", "recency"):
                 spots = (_uniform if how == "uniform" else _recency)(live, n, rng)
                 ids = [self._id_at(*spot) for spot in spots]
             elif how == "newest":
@@ -409,6 +424,13 @@ class Archive:
         newest = self._value("SELECT max(position) FROM tasks WHERE family = ?", family)
         return range((evicted or 0) + 1, (newest or 0) + 1)
 
+    def _added_before(self, step: int, family: str, positions: range) -> range:
+        """Leave out the tasks of the latest steps, one by one from the upper end: those of one step are few."""
+        query = "SELECT step FROM tasks WHERE family = ? AND position = ?"
+        while positions and self._value(query, family, positions[-1]) >= step:
+            positions = positions[:-1]
+        return positions
+
     def _id_at(self, family: str, position: int) -> int:
         return int(self._value("SELECT id FROM tasks WHERE family = ? AND position = ?", family, position))
 
@@ -416,14 +438,40 @@ class Archive:
         spots = [(family, position) for family, positions in live.items() for position in positions[::-1][:n]]
         return sorted((self._id_at(*spot) for spot in spots), reverse=True)[:n]
 
+    def _learnable(self, live: Mapping[str, range], n: int, rng: random.Random) -> list[int]:
+        """Draw distinct tasks one after the other, each by its weight among those left.
+
+        A task drawn uniformly is taken with a chance in proportion to its weight, and weights differ by a factor of 17
+        at most: how many are looked at, 22 for one on average at worst, does not depend on how many there are.
+        """
+        total = sum(map(len, live.values()))
+        if total < 4 * n:
+            weights = dict(self._weight(*_locate(live, index)) for index in range(total))
+            # Efraimidis and Spirakis, as in `_recent_ranks`
+            return sorted(weights, key=lambda task_id: rng.random() ** (1 / weights[task_id]), reverse=True)[:n]
+        drawn: dict[int, None] = {}
+        most = rewards.curriculum_weight(0.5, 0)
+        while len(drawn) < n:
+            task_id, weight = self._weight(*_locate(live, rng.randrange(total)))
+            if rng.random() * most < weight:
+                drawn[task_id] = None
+        return list(drawn)
+
+    def _weight(self, family: str, position: int) -> tuple[int, float]:
+        query = "SELECT id, attempts, solved FROM tasks WHERE family = ? AND position = ?"
+        ((task_id, attempts, solved),) = self._rows(query, family, position)
+        # Up to a limit, as an old task may have a record of every step.
+        plays = len(self._rows("SELECT 1 FROM attempts WHERE task = ? LIMIT ?", task_id, PLAYS_COUNTED))
+        return int(task_id), rewards.curriculum_weight(solved / attempts if attempts else None, plays)
+
     def _half_solved(self, live: Mapping[str, range]) -> list[int]:
         # INDEXED BY, because without statistics SQLite may walk `tasks_position` and look at every task.
         query = """SELECT id FROM tasks INDEXED BY tasks_half_solved WHERE family = ? AND position >= ?
-            AND solved > 0 AND solved < attempts ORDER BY position DESC LIMIT ?"""
+            AND position < ? AND solved > 0 AND solved < attempts ORDER BY position DESC LIMIT ?"""
         ids = [
             int(task_id)
             for family, positions in live.items()
-            for (task_id,) in self._rows(query, family, positions.start, HALF_SOLVED_WINDOW)
+            for (task_id,) in self._rows(query, family, positions.start, positions.stop, HALF_SOLVED_WINDOW)
         ]
         return sorted(ids, reverse=True)[:HALF_SOLVED_WINDOW]
 

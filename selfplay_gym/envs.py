@@ -273,6 +273,7 @@ class SelfPlay(Game):
         weight: Of the solver in the return (lambda in Absolute Zero).
         learnability: The proposer's reward (`rewards.LEARNABILITY`).
         solver: The solver's reward (`rewards.SOLVER`).
+        references: How the tasks that a proposal prompt shows are drawn (`referee.REFERENCES`).
         gate: Caps, limits and switched-off checks.
         archive: File to draw references from, and to keep admitted tasks, refusals and solve counts in; created where
             there is none, and with ``":memory:"`` one that lives as long as the environment. An open `Archive` is
@@ -295,6 +296,7 @@ class SelfPlay(Game):
         weight: float = 1.0,
         learnability: str = "absolute-zero",
         solver: str = "zero-one",
+        references: str = "uniform",
         gate: GateConfig | None = None,
         archive: Archive | str | Path | None = None,
         record: bool = True,
@@ -315,7 +317,7 @@ class SelfPlay(Game):
         if idle or not made:
             raise InvalidConfig(f"self-play needs families that can propose, got {idle or 'none'}")
         store = self._open(":memory:" if archive is None else archive, archive is None or record)
-        self.referee = Referee(made, self.executor, store, Gate(self.executor, gate), pay)
+        self.referee = Referee(made, self.executor, store, Gate(self.executor, gate), pay, references)
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any] | None = None) -> Episode:
         """Return an episode of a drawn family, or of ``options["family"]``."""

@@ -18,13 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from selfplay_gym import programs, rewards
-from selfplay_gym.archive import Archive, StoredTask
+from selfplay_gym.archive import Archive, How, StoredTask
 from selfplay_gym.errors import ExecutorError, InvalidConfig, InvalidData
 from selfplay_gym.frame import answer_of
 from selfplay_gym.gate import Candidate, Gate, Outcome, repeats_inputs
 from selfplay_gym.protocols import Executor, ProposingFamily, TaskFamily
 from selfplay_gym.registry import unknown
 from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Proposal, Rejected, Status, Task, Verdict
+
+REFERENCES: tuple[How, ...] = ("uniform", "recency", "learnability")
+"""Ways of `Archive.sample` to draw references; the others may find none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Referee:
         archive: Where tasks come from and go to. An empty one is seeded with the families' seed tasks.
         gate: Admits proposals; by default a strict one over ``executor``.
         pay: How the two roles are paid.
+        references: How references are drawn (`REFERENCES`).
     """
 
     def __init__(
@@ -79,7 +83,11 @@ class Referee:
         archive: Archive,
         gate: Gate | None = None,
         pay: RewardConfig | None = None,
+        references: str = "uniform",
     ) -> None:
+        if references not in REFERENCES:
+            raise InvalidConfig(unknown("way to draw references", references, REFERENCES))
+        self.references = next(how for how in REFERENCES if how == references)
         self.families, self.executor, self.archive = dict(families), executor, archive
         self.gate, self.pay = gate or Gate(executor), pay or RewardConfig()
         self.proposing = {n: f for n, f in self.families.items() if isinstance(f, ProposingFamily)}
@@ -106,14 +114,14 @@ class Referee:
     # -- propose ---------------------------------------------------------------------------------------------------
 
     def proposal_prompts(self, count: int, rng: random.Random) -> list[ProposalRequest]:
-        """Return ``count`` prompts for each proposing family, with uniformly drawn references."""
+        """Return ``count`` prompts for each proposing family, with references out of the archive."""
         return [self.proposal_prompt(name, rng) for name in self.proposing for _ in range(count)]
 
     def proposal_prompt(self, family: str, rng: random.Random) -> ProposalRequest:
         """Return one prompt, with references from the family's own tasks or, where it says so, from everybody's."""
         maker = self.proposing[family]
         sources = self._lenders(family) if getattr(maker, "references_from_all", False) else [family]
-        references = self.archive.sample(sources, maker.references, rng, "uniform")
+        references = self.archive.sample(sources, maker.references, rng, self.references)
         prompt = maker.proposal_prompt([stored.task for stored in references], rng)
         return ProposalRequest(family, prompt, tuple(references))
 

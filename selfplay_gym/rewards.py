@@ -109,6 +109,19 @@ def count_bonus(earlier: int) -> float:
     return float((1 + earlier) ** -0.5)
 
 
+def curriculum_weight(solve_rate: float | None, plays: int) -> float:
+    """4 p (1 - p) + 1 / sqrt(1 + n): how much a task that was played n times is worth playing again.
+
+    The first part is how much its answers vary (sampling for learnability, arXiv:2408.15099), scaled to 1 at p = 1/2,
+    which is also what a task counts that was never played; the second is the bonus of `count_bonus`, without which a
+    task that was once solved always or never would not be looked at again.
+
+    >>> curriculum_weight(0.5, 0), curriculum_weight(1.0, 3), curriculum_weight(0.25, 3), curriculum_weight(None, 0)
+    (2.0, 0.5, 1.25, 2.0)
+    """
+    return (1.0 if solve_rate is None else variance(solve_rate)) + count_bonus(plays)
+
+
 def solve_rate(verdicts: list[Verdict]) -> float | None:
     """Return the share of verdicts that passed, leaving out those without a score; None when none has one.
 

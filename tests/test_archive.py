@@ -21,7 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfplay_gym.archive import REJECTED_TEXT_BYTES, SCHEMA_VERSION, Archive, ArchiveError, How
+from selfplay_gym import rewards
+from selfplay_gym.archive import PLAYS_COUNTED, REJECTED_TEXT_BYTES, SCHEMA_VERSION, Archive, ArchiveError, How
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
 from selfplay_gym.types import Task
 
@@ -250,6 +251,86 @@ def chance(order: Sequence[int], live: int) -> float:
     """Return the probability of drawing these ranks in this order, each by its weight among those left."""
     left = [live * (live + 1) / 2 - sum(order[:drawn]) for drawn in range(len(order))]
     return math.prod(rank / total for rank, total in zip(order, left, strict=True))
+
+
+# (answers judged, right ones, records): never played, then weights 4 p (1 - p) + 1 / sqrt(1 + records)
+PLAYED = [(0, 0, 0), (4, 2, 3), (4, 0, 3), (4, 1, 8), (4, 4, 24), (4, 3, 99)]
+WEIGHTS = [2.0, 1.5, 0.5, 0.75 + 1 / 3, 0.2, 0.75 + 65**-0.5]
+
+
+def fill_played(archive: Archive, played: Sequence[tuple[int, int, int]]) -> None:
+    fill(archive, len(played))
+    for task_id, (tried, solved, records) in enumerate(played, start=1):
+        archive.record_attempts(100, [(task_id, tried, solved)] * records)
+
+
+@pytest.mark.parametrize("live", [3, 6])  # both algorithms: most of the range, and few of it
+def test_learnability_draws_by_solve_rate_and_by_how_often_a_task_was_played(archive: Archive, live: int) -> None:
+    fill_played(archive, PLAYED[:live])
+    times = 6000
+    shares = draws(archive, ["deduction"], "learnability", times)
+    expected = [times * weight / sum(WEIGHTS[:live]) for weight in WEIGHTS[:live]]
+    chi_square = sum((shares[n + 1] - e) ** 2 / e for n, e in enumerate(expected))
+    assert chi_square < {3: 13.8, 6: 20.5}[live]  # exceeded once in a thousand seeds
+
+
+@pytest.mark.parametrize("live", [6, 8])  # both algorithms again
+def test_learnability_without_repeats_has_the_shares_of_drawing_one_after_the_other(
+    archive: Archive, live: int
+) -> None:
+    fill_played(archive, (PLAYED + PLAYED)[:live])
+    weights, n = (WEIGHTS + WEIGHTS)[:live], 2
+    rng, times = random.Random(0), 1500
+    drawn = Counter(s.id for _ in range(times) for s in archive.sample("deduction", n, rng, "learnability"))
+    for number in range(live):
+        share = sum(
+            math.prod(weights[m] / (sum(weights) - sum(weights[o] for o in order[:k])) for k, m in enumerate(order))
+            for order in itertools.permutations(range(live), n)
+            if number in order
+        )
+        assert abs(drawn[number + 1] - times * share) < 4 * math.sqrt(times * share * (1 - share))
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_how_much_is_read_for_a_sample_does_not_grow_with_the_archive(archive: Archive, how: How) -> None:
+    read: list[int] = []
+    step = 0
+    for size in (100, 2000):
+        with archive.transaction():
+            while sum(archive.counts().values()) < size:
+                step += 1
+                task_id = archive.add_task(make_task(step), step)
+                archive.record_attempts(step, [(task_id, 4, step % 5)])
+        seen: list[str] = []
+        archive._db.set_trace_callback(seen.append)
+        for seed in range(20):
+            archive.sample("deduction", 4, random.Random(seed), how, before=step)
+        archive._db.set_trace_callback(None)
+        read.append(len(seen))
+    assert read[1] < 1.3 * read[0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6), st.integers(0, 99))
+def test_a_weight_has_bounds_and_falls_with_the_number_of_plays(counts: list[tuple[int, int]], seed: int) -> None:
+    for solved, failed in counts:
+        rate = solved / (solved + failed) if solved + failed else None
+        weights = [rewards.curriculum_weight(rate, plays) for plays in range(PLAYS_COUNTED + 1)]
+        assert weights == sorted(weights, reverse=True)
+        assert 2 >= weights[0] >= weights[-1] > 2 / 17
+        if rate is not None:
+            assert rewards.curriculum_weight(1 - rate, 3) == pytest.approx(rewards.curriculum_weight(rate, 3))
+            assert rewards.curriculum_weight(0.5, 3) >= rewards.curriculum_weight(rate, 3)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_sample_can_leave_out_what_a_step_has_added(archive: Archive, how: How) -> None:
+    with archive.transaction():
+        for number in range(12):
+            task_id = archive.add_task(make_task(number, ("deduction", "abduction")[number % 2]), number // 3)
+            archive.record_attempts(number // 3, [(task_id, 2, 1)])
+    for before in range(5):
+        drawn = archive.sample(["deduction", "abduction"], 99, random.Random(0), how, before=before)
+        assert sorted(stored.id for stored in drawn) == list(range(1, 3 * before + 1))
 
 
 def test_a_task_that_became_solved_is_no_longer_half_solved(archive: Archive) -> None:

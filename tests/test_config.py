@@ -51,6 +51,7 @@ def test_nano_is_among_the_recipes() -> None:
         ("reward.learnability=peek", "'peak'"),
         ("reward.solver=azr", "'azr-code'"),
         ("update.advantage=grup", "'group'"),
+        ("play.references=recent", "'recency'"),
     ],
 )
 def test_an_unknown_name_brings_the_nearest(override: str, nearest: str) -> None:
@@ -63,6 +64,8 @@ def test_an_unknown_name_brings_the_nearest(override: str, nearest: str) -> None
     [
         ("play.attempts=1", ["play.attempts", "2", "got 1"]),
         ("play.attempts=many", ["play.attempts", "integer", "'many'"]),
+        ("play.replays=oldest", ["play.replays", "'half_solved'", "'oldest'"]),
+        ("play.references=half_solved", ["play.references", "half_solved"]),
         ("play.temperature=0", ["play.temperature", "greater than 0"]),
         ("play.temperature=.nan", ["play.temperature", "got nan"]),
         ("play.temperature=1e999", ["play.temperature", "finite"]),

@@ -16,7 +16,14 @@ from selfplay_gym.archive import Archive
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.gate import Gate, GateConfig
 from selfplay_gym.protocols import Executor
-from selfplay_gym.referee import ProposalRequest, Referee, RewardConfig, judge_answers, run_distinct
+from selfplay_gym.referee import (
+    REFERENCES,
+    ProposalRequest,
+    Referee,
+    RewardConfig,
+    judge_answers,
+    run_distinct,
+)
 from selfplay_gym.registry import make_family
 from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Rejected, Status, Task, Verdict
 
@@ -77,6 +84,22 @@ def test_prompts_are_drawn_for_every_proposing_family_and_only_by_the_seed(refer
     assert [request.family for request in requests] == [name for name in NAMES for _ in range(3)]
     assert requests == referee.proposal_prompts(3, random.Random(5))
     assert all(request.references for request in requests)
+
+
+@pytest.mark.parametrize("how", REFERENCES)
+def test_references_are_drawn_as_asked_for(how: str, sandbox: Executor, archive: Archive) -> None:
+    referee = Referee(families(), sandbox, archive, references=how)
+    archive.add_task(TASKS["deduction"], 0)
+    shown = [referee.proposal_prompt("deduction", random.Random(seed)).references for seed in range(9)]
+    assert [archive.sample(["deduction"], 2, random.Random(seed), referee.references) for seed in range(9)] == [
+        list(references) for references in shown
+    ]
+
+
+@pytest.mark.parametrize("how", ["half_solved", "oldest", ""])
+def test_a_way_that_may_find_no_references_is_refused(how: str, sandbox: Executor, archive: Archive) -> None:
+    with pytest.raises(InvalidConfig, match="way to draw references"):
+        Referee(families(), sandbox, archive, references=how)
 
 
 def test_a_family_that_cannot_propose_is_only_solved(sandbox: Executor, archive: Archive) -> None:

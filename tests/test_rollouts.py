@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfplay_gym import gate, rewards
-from selfplay_gym.archive import Archive
+from selfplay_gym.archive import Archive, How
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
@@ -47,7 +47,8 @@ def game(
     families = {name: make_family(name, style="compact", **how) for name, how in FAMILIES.items()}
     policy = policy or fresh_policy(player=good_player)
     settings = Play.model_validate({**PLAY, **play})
-    return SelfPlay(policy, policy.backend, Referee(families, executor, archive), settings, advantage, seed=0)
+    referee = Referee(families, executor, archive, references=settings.references)
+    return SelfPlay(policy, policy.backend, referee, settings, advantage, seed=0)
 
 
 def play(game: SelfPlay, steps: int, first: int = 1) -> tuple[list[list[Row]], list[dict[str, float]]]:
@@ -176,6 +177,19 @@ def test_only_half_solved_tasks_are_replayed(sandbox: SandboxExecutor, archive: 
         assert len(ids) <= PLAY["tasks"]
         replayed += len(old)
     assert replayed > 5
+
+
+@pytest.mark.parametrize("how", ["uniform", "recency", "learnability"])
+def test_other_ways_to_replay_draw_tasks_of_earlier_steps(how: How, sandbox: SandboxExecutor, archive: Archive) -> None:
+    played = game(sandbox, archive, tasks=16, replays=how, references="learnability")
+    for step in (1, 2, 3):
+        last = max(stored.id for stored in archive.tasks())
+        (rows, *_), (metrics, *_) = play(played, 1, first=step)
+        ids = {int(row.group.removeprefix("solve-")) for row in rows if row.role == "solve"}
+        replayed = {task_id for task_id in ids if task_id <= last}
+        assert len(replayed) == metrics["tasks/replayed"]
+        assert len(ids) == metrics["tasks/new"] + metrics["tasks/replayed"]  # none twice
+        assert replayed
 
 
 def test_new_tasks_leave_no_room_for_replays(sandbox: SandboxExecutor, archive: Archive) -> None:

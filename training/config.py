@@ -9,9 +9,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from selfplay_gym.archive import How
 from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.gate import GateConfig
-from selfplay_gym.referee import RewardConfig
+from selfplay_gym.referee import REFERENCES, RewardConfig
 from selfplay_gym.registry import unknown
 from selfplay_gym.types import Limits
 
@@ -37,7 +38,16 @@ class Play(_Section):
     attempts: int = Field(8, ge=2, description="attempts at each task; those at a new task measure its solve rate")
     max_new_tokens: Lengths = Lengths()
     temperature: float = Field(1.0, gt=0, le=10)
+    references: str = Field("uniform", description="how the tasks shown to proposers are drawn, `Archive.sample`")
+    replays: How = Field("half_solved", description="how the tasks that come back are drawn, `Archive.sample`")
     prompt_tokens: int = Field(256, ge=16, le=1_000_000, description="longer prompts are not played")
+
+    @field_validator("references")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in REFERENCES:
+            raise ValueError(unknown("way to draw references", value, REFERENCES))
+        return value
 
 
 class Reward(_Section):

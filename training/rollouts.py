@@ -103,7 +103,7 @@ class SelfPlay:
                 ids = self.referee.store(step, requests, outcomes, [p.text for p in proposals])
             new = {number: id_ for number, id_ in enumerate(ids) if id_ is not None}
             played = [self.referee.archive.task(id_) for id_ in new.values()]
-            played += self._replays(self.play.tasks - len(played), rng)
+            played += self._replays(self.play.tasks - len(played), rng, step)
             with watch.phase("solve"):
                 prompts = [self.referee.solve_prompt(stored.task) for stored in played]
                 answers = self._complete([p for p in prompts for _ in range(self.play.attempts)], "solve", step)
@@ -143,13 +143,13 @@ class SelfPlay:
 
     # -- solve ---------------------------------------------------------------------------------------------------------
 
-    def _replays(self, count: int, rng: random.Random) -> list[StoredTask]:
-        """Draw tasks whose latest solve rate is neither 0 nor 1, evenly over the families."""
+    def _replays(self, count: int, rng: random.Random, step: int) -> list[StoredTask]:
+        """Draw tasks of earlier steps, by default such that are solved sometimes, evenly over the families."""
         names = list(self.referee.proposing)
         shares = [count // len(names) + (place < count % len(names)) for place in range(len(names))]
         drawn = []
         for name, share in zip(names, shares, strict=True):
-            drawn += self.referee.archive.sample(name, max(share, 0), rng, "half_solved")
+            drawn += self.referee.archive.sample(name, max(share, 0), rng, self.play.replays, before=step)
         return [stored for stored in drawn if self._fits(self.referee.solve_prompt(stored.task))]
 
     def _record(self, step: int, played: list[StoredTask], verdicts: list[list[Verdict]]) -> None:

@@ -231,7 +231,8 @@ class Leader:
         config = self.config
         families = {name: make_family(name, style=config.style, **how) for name, how in config.families.items()}
         gate = Gate(self.executor, config.gate.build(), held_out=holdout.programs(self.suites))
-        referee = Referee(families, self.executor, self.archive, gate, config.reward.build())
+        pay, references = config.reward.build(), config.play.references
+        referee = Referee(families, self.executor, self.archive, gate, pay, references)
         return SelfPlay(
             self.policy,
             self.generator,
