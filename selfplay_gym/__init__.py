@@ -23,7 +23,7 @@ from selfplay_gym.errors import (
 )
 from selfplay_gym.frame import answer_of, blocks, last_block
 from selfplay_gym.gate import CHECKS, Candidate, Gate, GateConfig, Outcome
-from selfplay_gym.protocols import Executor, ProposingFamily, TaskFamily
+from selfplay_gym.protocols import ComposingFamily, Executor, ProposingFamily, TaskFamily
 from selfplay_gym.referee import ProposalRequest, Referee, RewardConfig, judge_answers
 from selfplay_gym.registry import Registry, executors, families, make_family
 from selfplay_gym.types import (
@@ -63,6 +63,7 @@ __all__ = [
     # contracts
     "Executor",
     "ProposingFamily",
+    "ComposingFamily",
     "TaskFamily",
     # names
     "Registry",

@@ -3,7 +3,7 @@
 A strict gate matters more for stability than the reward (arXiv:2605.22217), so each rule is a check with a name, every
 rejection is counted by that name, and all of them are on by default. Checks run in the order of `CHECKS`; the first
 that refuses decides. What needs execution runs in three batches for all proposals together: the proposed inputs, the
-probes, and those probes again that gave a value.
+probes, and those probes again that gave a value; composed programs run once more, without each of their functions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from selfplay_gym import literals, probes, programs
+from selfplay_gym import composition, literals, probes, programs
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.protocols import Executor
 from selfplay_gym.registry import unknown
@@ -37,6 +37,7 @@ CHECKS = {
     "parse": "the answer has the blocks the family asks for",
     "size": "program, inputs and message are within their caps",
     "syntax": "the program parses",
+    "composite": "it calls each of the functions that it was given, with effect, and gives their names to nothing else",
     "signature": "it defines f, with at least one parameter that must be given",
     "literal_inputs": "every input is an argument list of literals",
     "distinct_inputs": "the inputs of one proposal differ",
@@ -104,6 +105,7 @@ class Candidate:
         known: Tells whether a stored task already does the same.
         lot: Proposals of one batch count as each other's repetition only within a lot.
         errors: How its runs end is what is asked for: an exception is an output (`types.ERRORS`), and none is too.
+        functions: Texts of the functions ``g_0``, ``g_1``... that the program must call; they become part of it.
     """
 
     family: str
@@ -111,6 +113,7 @@ class Candidate:
     known: Callable[[Task], bool] = lambda task: False
     lot: int = 0
     errors: bool = False
+    functions: tuple[str, ...] = ()
 
 
 # Signs of code, or of a completion's frame, in a message. "return" alone is an ordinary word.
@@ -146,7 +149,8 @@ class Gate:
             else:
                 alive[number] = checked
         tasks: dict[int, Task] = {}
-        for number, outcome in zip(alive, self._run(list(alive.values())), strict=True):
+        ran = self._check_use(list(alive.values()), self._run(list(alive.values())))
+        for number, outcome in zip(alive, ran, strict=True):
             if isinstance(outcome, Task):
                 tasks[number] = outcome
             else:
@@ -163,16 +167,19 @@ class Gate:
     # -- what the text alone tells ---------------------------------------------------------------------------------
 
     def _check_text(self, candidate: Candidate) -> Candidate | Rejected:
-        """Return the candidate with its inputs in one spelling, or the first refusal."""
-        proposal, config = candidate.proposal, self.config
-        sizes = (
-            ("program", len(proposal.program), config.program_characters),
-            ("input", max(map(len, proposal.inputs), default=0), config.input_characters),
-            ("message", len(proposal.message), config.message_characters),
-        )
-        for what, size, cap in sizes:
-            if size > cap:
-                return Rejected("size", f"{what} of {size} characters, at most {cap}")
+        """Return the candidate as one program with its inputs in one spelling, or the first refusal."""
+        proposal = candidate.proposal
+        if (refused := self._check_size(proposal)) is not None:
+            return refused
+        if candidate.functions:
+            try:
+                proposal = replace(proposal, program=composition.compose(proposal.program, candidate.functions))
+            except programs.NotAProgram as error:
+                return Rejected("syntax", str(error))
+            except composition.NotComposed as error:
+                return Rejected("composite", str(error))
+            if (refused := self._check_size(proposal)) is not None:
+                return refused
         try:
             if not programs.takes_arguments(proposal.program, "f"):
                 return Rejected("signature", CHECKS["signature"])
@@ -192,6 +199,17 @@ class Gate:
         if self._on("raise") and candidate.errors and (sign := _by_hand(proposal.program)):
             return Rejected("raise", sign)
         return replace(candidate, proposal=replace(proposal, inputs=inputs))
+
+    def _check_size(self, proposal: Proposal) -> Rejected | None:
+        sizes = (
+            ("program", len(proposal.program), self.config.program_characters),
+            ("input", max(map(len, proposal.inputs), default=0), self.config.input_characters),
+            ("message", len(proposal.message), self.config.message_characters),
+        )
+        for what, size, cap in sizes:
+            if size > cap:
+                return Rejected("size", f"{what} of {size} characters, at most {cap}")
+        return None
 
     # -- what running it tells -------------------------------------------------------------------------------------
 
@@ -224,6 +242,26 @@ class Gate:
         if isinstance(outcome, Task) and self._on("message") and _tells_pairs(outcome):
             return Rejected("message", "the message tells pairs that judge")
         return outcome
+
+    def _check_use(self, candidates: Sequence[Candidate], outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Refuse composed programs that end the same when one of the functions returns nothing."""
+        jobs, owners = [], []
+        for number, (candidate, outcome) in enumerate(zip(candidates, outcomes, strict=True)):
+            for place in range(len(candidate.functions) if isinstance(outcome, Task) else 0):
+                name = composition.name_of(place)
+                program = composition.without(candidate.proposal.program, name)
+                jobs.append(Job(program, candidate.proposal.inputs, limits=self.config.limits, policy="plain"))
+                owners.append((number, name))
+        checked = list(outcomes)
+        for (number, name), runs in zip(owners, self.executor.run(jobs) if jobs else (), strict=True):
+            outcome, errors = checked[number], candidates[number].errors
+            if not isinstance(outcome, Task):
+                continue
+            if any(run.status is Status.NO_VERDICT for run in runs):
+                checked[number] = NoVerdict("the executor gave no answer without one of the functions")
+            elif tuple(_output(run, errors) for run in runs) == outcome.outputs:
+                checked[number] = Rejected("composite", f"what {name} returns makes no difference")
+        return checked
 
     def _probe(self, tasks: Sequence[Task], errors: Sequence[bool]) -> list[Outcome]:
         """Return the tasks with their behaviour hash; refuse those whose output is the same whatever the input."""

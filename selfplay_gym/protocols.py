@@ -81,3 +81,17 @@ class ProposingFamily(TaskFamily, Protocol):
             ValueError: With the missing part as message.
         """
         ...
+
+
+@runtime_checkable
+class ComposingFamily(ProposingFamily, Protocol):
+    """A family some of whose proposals must call stored programs, as functions ``g_0``, ``g_1``..."""
+
+    composite: float
+    """Share of its proposals that must."""
+    functions: int
+    """How many stored programs such a proposal must call, if so many of its references are plain functions."""
+
+    def composite_prompt(self, references: Sequence[Task], functions: Sequence[str], rng: random.Random) -> str:
+        """Return the proposer's prompt, showing ``references`` and the text of the ``functions``."""
+        ...

@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from selfplay_gym import programs, rewards
+from selfplay_gym import composition, programs, rewards
 from selfplay_gym.archive import Archive, How, StoredTask
 from selfplay_gym.errors import ExecutorError, InvalidConfig, InvalidData
 from selfplay_gym.frame import answer_of
 from selfplay_gym.gate import Candidate, Gate, Outcome, repeats_inputs
-from selfplay_gym.protocols import Executor, ProposingFamily, TaskFamily
+from selfplay_gym.protocols import ComposingFamily, Executor, ProposingFamily, TaskFamily
 from selfplay_gym.registry import unknown
 from selfplay_gym.types import Execution, Job, Limits, NoVerdict, Proposal, Rejected, Status, Task, Verdict
 
@@ -57,11 +57,12 @@ class RewardConfig:
 
 @dataclass(frozen=True, slots=True)
 class ProposalRequest:
-    """A prompt for a proposer, and the stored tasks that it shows."""
+    """A prompt for a proposer, the stored tasks that it shows, and the functions that the program must call."""
 
     family: str
     prompt: str
     references: tuple[StoredTask, ...]
+    functions: tuple[str, ...] = ()
 
 
 class Referee:
@@ -122,8 +123,11 @@ class Referee:
         maker = self.proposing[family]
         sources = self._lenders(family) if getattr(maker, "references_from_all", False) else [family]
         references = self.archive.sample(sources, maker.references, rng, self.references)
-        prompt = maker.proposal_prompt([stored.task for stored in references], rng)
-        return ProposalRequest(family, prompt, tuple(references))
+        tasks = [stored.task for stored in references]
+        if isinstance(maker, ComposingFamily) and (functions := _functions(maker, tasks, rng)):
+            prompt = maker.composite_prompt(tasks, functions, rng)
+            return ProposalRequest(family, prompt, tuple(references), tuple(functions))
+        return ProposalRequest(family, maker.proposal_prompt(tasks, rng), tuple(references))
 
     def _lenders(self, family: str) -> list[str]:
         """Return the families whose tasks another one can propose about: those with the same kind of output."""
@@ -159,7 +163,7 @@ class Referee:
             proposal = self.proposing[request.family].parse_proposal(answer, tasks)
         except ValueError as error:
             return Rejected("parse", str(error))
-        return replace(self._candidate(request.family, proposal), known=self._is_known)
+        return replace(self._candidate(request.family, proposal), known=self._is_known, functions=request.functions)
 
     def _candidate(self, family: str, proposal: Proposal) -> Candidate:
         return Candidate(family, proposal, errors=self._errs(family))
@@ -218,6 +222,18 @@ class Referee:
             elif isinstance(outcome, Rejected):
                 self.archive.record_rejection(step, request.family, outcome.check, outcome.detail, text)
         return ids
+
+
+def _functions(maker: ComposingFamily, references: Sequence[Task], rng: random.Random) -> list[str]:
+    """Return the functions that a proposal must call: none but in the family's share of cases."""
+    if not maker.composite or rng.random() >= maker.composite:
+        return []
+    functions: list[str] = []
+    for program in {programs.identity(task.program): task.program for task in references}.values():
+        function = composition.helper(program, composition.name_of(len(functions)))
+        if function is not None and composition.compatible([*functions, function]):
+            functions.append(function)
+    return functions[: maker.functions]
 
 
 def _proven(seed: Task, outcome: Outcome) -> Task:

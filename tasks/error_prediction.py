@@ -20,14 +20,18 @@ class ErrorPrediction(TripletProposals):
     Args:
         style: Prompt style: ``azr``, ``chat`` or ``compact``.
         references: Stored tasks shown to the proposer.
+        composite: Share of proposals that must call stored programs.
+        functions: Of how many.
     """
 
     name = "error"
     asks_for_errors = True
     reference = "error.reference"
 
-    def __init__(self, style: prompting.Style = "azr", references: int = 6) -> None:
-        super().__init__(style, references)
+    def __init__(
+        self, style: prompting.Style = "azr", references: int = 6, composite: float = 0.0, functions: int = 1
+    ) -> None:
+        super().__init__(style, references, composite=composite, functions=functions)
 
     def seeds(self) -> Sequence[Task]:
         """Return a call that ends well and one that does not; the identity, which never fails, is no task here."""

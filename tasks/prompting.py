@@ -31,6 +31,12 @@ def check_count(name: str, value: object, least: int) -> None:
         raise InvalidConfig(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
+def check_share(name: str, value: object) -> None:
+    """Raise `InvalidConfig` unless a family's setting is a number from 0 to 1."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise InvalidConfig(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
 def fill(family: str, role: str, style: Style, **parts: str) -> str:
     """Return the prompt of a family and role, with ``$name`` replaced; text that is put in is not searched again."""
     body = _text(f"{family}.{role}.{_length(style)}.txt").substitute(parts).rstrip()
@@ -45,6 +51,13 @@ def references_block(references: Sequence[Task], style: Style, template: str = "
         for number, t in enumerate((task.triplets[0] for task in references), start=1)
     ]
     return "".join(shown)
+
+
+def functions_block(functions: Sequence[str], style: Style) -> str:
+    """Return the functions that a proposed program must call, nothing where there are none."""
+    if not functions:
+        return ""
+    return _text(f"functions.{_length(style)}.txt").substitute(functions="\n\n".join(functions))
 
 
 def pairs_block(triplets: Sequence[Triplet], style: Style) -> str:

@@ -26,16 +26,28 @@ class TripletProposals:
         references: Stored tasks shown to the proposer (6 in Absolute Zero).
         seed_input: Input of the identity triplet that an empty archive starts from, a literal. A policy must be able
             to read it: the proposer sees nothing else at first.
+        composite: Share of proposals that must call stored programs as functions ``g_0``... Absolute Zero raises its
+            share during training, and is published with 0.
+        functions: Of how many, if so many of the references are plain functions.
     """
 
     name: str
     reference = "reference"
     """Name of the prompt text that shows a stored task."""
 
-    def __init__(self, style: prompting.Style = "azr", references: int = 6, seed_input: str = IDENTITY.input) -> None:
+    def __init__(
+        self,
+        style: prompting.Style = "azr",
+        references: int = 6,
+        seed_input: str = IDENTITY.input,
+        composite: float = 0.0,
+        functions: int = 1,
+    ) -> None:
         prompting.check_style(style)
         prompting.check_count("references", references, 0)
-        self.style, self.references = style, references
+        prompting.check_share("composite", composite)
+        prompting.check_count("functions", functions, 1)
+        self.style, self.references, self.composite, self.functions = style, references, composite, functions
         try:
             self.seed_input = literals.canonical(str(seed_input))
         except literals.NotALiteral as error:
@@ -47,7 +59,12 @@ class TripletProposals:
 
     def proposal_prompt(self, references: Sequence[Task], rng: random.Random) -> str:
         """Ask for a program and an input, unlike those of the references."""
+        return self.composite_prompt(references, (), rng)
+
+    def composite_prompt(self, references: Sequence[Task], functions: Sequence[str], rng: random.Random) -> str:
+        """Ask for a program that calls these functions."""
         shown = prompting.references_block(references, self.style, self.reference)
+        shown += prompting.functions_block(functions, self.style)
         return prompting.fill(self.name, "propose", self.style, references=shown)
 
     def parse_proposal(self, answer: str, references: Sequence[Task]) -> Proposal:

@@ -188,7 +188,7 @@ def test_a_bad_proposal_is_refused_by_the_check_that_is_meant_for_it(
 
 
 def test_every_check_is_tested() -> None:
-    elsewhere = {"format", "parse", "distinct_inputs", "message", "new", "held_out", "raise", "error"}
+    elsewhere = {"format", "parse", "distinct_inputs", "message", "new", "held_out", "raise", "error", "composite"}
     assert elsewhere | set(REFUSED) == set(CHECKS)
     assert set(CHECKS) >= OPTIONAL
 
