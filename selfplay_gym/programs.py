@@ -123,6 +123,22 @@ def shape(program: str) -> str:
     return _hash(" ".join(_kind(node) for node in ast.walk(parse(program))))
 
 
+def kinds(program: str) -> list[str]:
+    """Return the constructs and calls of a program in order of the text, names and constants left out.
+
+    >>> kinds("def f(x): return x")[:4]
+    ['FunctionDef', 'arguments', 'arg', 'Return']
+    """
+    found: list[str] = []
+    todo: list[ast.AST] = [*reversed(parse(program).body)]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, ast.expr_context):  # whether a name is read or written follows from where it stands
+            found.append(_kind(node))
+            todo += reversed([*ast.iter_child_nodes(node)])
+    return found
+
+
 def _kind(node: ast.AST) -> str:
     """Name of the construct; calls also say what they call, since ``sum(x)`` and ``max(x)`` are not alike."""
     match node:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from selfplay_gym import composition, programs, rewards
+from selfplay_gym import composition, intrinsic, programs, rewards
 from selfplay_gym.archive import Archive, How, StoredTask
 from selfplay_gym.errors import ExecutorError, InvalidConfig, InvalidData
 from selfplay_gym.frame import answer_of
@@ -38,21 +38,32 @@ class RewardConfig:
         learnability: Shape of the proposer's reward over the solve rate (`rewards.LEARNABILITY`).
         solver: Scheme of the solver's reward (`rewards.SOLVER`).
         novelty: Weight of `rewards.count_bonus` over program shapes, added to a positive learnability; 0 is off.
+        intrinsic: Weights of further extras (`intrinsic.NAMES`), for a positive reward; none is off.
+        intrinsic_cap: Most that each of them contributes.
+        combine: How they and the reward become one (`intrinsic.COMBINE`).
     """
 
     learnability: str = "absolute-zero"
     solver: str = "zero-one"
     novelty: float = 0.0
+    intrinsic: Mapping[str, float] = field(default_factory=dict)
+    intrinsic_cap: float = 0.5
+    combine: str = "sum"
 
     def __post_init__(self) -> None:
-        for kind, name, known in (
+        names: list[tuple[str, str, Collection[str]]] = [
             ("learnability reward", self.learnability, rewards.LEARNABILITY),
             ("solver reward", self.solver, rewards.SOLVER),
-        ):
+            ("way to combine rewards", self.combine, intrinsic.COMBINE),
+        ]
+        names += [("intrinsic reward", name, intrinsic.NAMES) for name in self.intrinsic]
+        for kind, name, known in names:
             if name not in known:
                 raise InvalidConfig(unknown(kind, name, known))
-        if not 0 <= self.novelty < math.inf:  # NaN is neither
-            raise InvalidConfig(f"novelty must be a number from 0 on, got {self.novelty}")
+        weights = {"novelty": self.novelty, "intrinsic_cap": self.intrinsic_cap, **self.intrinsic}
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:  # NaN is neither
+                raise InvalidConfig(f"{name} must be a number from 0 on, got {weight}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +105,15 @@ class Referee:
         self.proposing = {n: f for n, f in self.families.items() if isinstance(f, ProposingFamily)}
         self._seed()
         self.shapes: Counter[str] = Counter()
+        self._seen = intrinsic.Seen() if self.pay.intrinsic else None
         self._inputs: dict[tuple[str, str], list[tuple[str, ...]]] = {}
         for stored in archive.tasks(evicted=True):
             self._remember(stored.task)
 
     def _remember(self, task: Task) -> None:
         self.shapes[programs.shape(task.program)] += 1
+        if self._seen is not None:
+            self._seen.add(task)
         if len(task.inputs) > 1:
             self._inputs.setdefault((task.family, programs.identity(task.program)), []).append(task.inputs)
 
@@ -187,8 +201,13 @@ class Referee:
 
     # -- pay -------------------------------------------------------------------------------------------------------
 
-    def proposal_reward(self, outcome: Outcome, verdicts: Sequence[Verdict]) -> float | None:
-        """Return the proposer's reward given the verdicts on its task's attempts; None without any verdict."""
+    def proposal_reward(
+        self, outcome: Outcome, verdicts: Sequence[Verdict], extras: Mapping[str, float] | None = None
+    ) -> float | None:
+        """Return the proposer's reward given the verdicts on its task's attempts; None without any verdict.
+
+        ``extras`` are what `extras` returned for the task, where the pay is for any.
+        """
         if isinstance(outcome, Rejected):
             return rewards.REJECTED
         rate = rewards.solve_rate(list(verdicts))
@@ -197,7 +216,25 @@ class Referee:
         reward = rewards.LEARNABILITY[self.pay.learnability](rate)
         if self.pay.novelty and reward > 0:
             reward += self.pay.novelty * rewards.count_bonus(self._others_of_shape(outcome))
+        if extras and reward > 0:
+            paid = intrinsic.contributions(extras, self.pay.intrinsic, self.pay.intrinsic_cap)
+            reward = intrinsic.COMBINE[self.pay.combine](reward, paid)
         return reward
+
+    def extras(self, task: Task, references: Sequence[StoredTask]) -> dict[str, float]:
+        """Return the extras of a task that have a weight; ``references`` are what its proposer was shown."""
+        return {name: self._extra(name, task, references) for name in self.pay.intrinsic}
+
+    def _extra(self, name: str, task: Task, references: Sequence[StoredTask]) -> float:
+        if name == "mean_edit_distance":
+            return intrinsic.mean_edit_distance(task.program, [stored.task.program for stored in references])
+        if name == "novelty":
+            return rewards.count_bonus(self._others_of_shape(task))
+        if name in intrinsic.OF_PROGRAMS:
+            return intrinsic.OF_PROGRAMS[name](task.program)
+        assert self._seen is not None
+        part = name.removesuffix("_diversity")
+        return self._seen.surprise(part, task, known=self.archive.has_key(task.key))
 
     def _others_of_shape(self, task: Task) -> int:
         """Count the stored tasks of the same shape, the task itself left out."""

@@ -398,6 +398,12 @@ def test_a_replay_does_not_take_the_place_of_a_new_task_without_a_verdict(replay
     assert (watch.metrics["tasks/never_solved"], watch.metrics["tasks/always_solved"]) == (0.0, 0.0)
 
 
+def test_a_watch_tells_the_mean_of_the_extras() -> None:
+    watch = StepWatch(1)
+    watch.saw_extras([{"halstead": 0.5, "novelty": 1.0}, {}, {"halstead": 0.25, "novelty": 0.5}])
+    assert watch.metrics == {"intrinsic/halstead": 0.375, "intrinsic/novelty": 0.75}
+
+
 def test_a_watch_reports_no_rate_where_nothing_was_judged() -> None:
     watch = StepWatch(1)
     watch.saw([row("propose", "deduction", None)], [NoVerdict()], [], new=0)

@@ -56,6 +56,9 @@ class Reward(_Section):
     learnability: str = "absolute-zero"
     solver: str = "zero-one"
     novelty: float = Field(0.0, ge=0)
+    intrinsic: dict[str, float] = Field(default={}, description="weights of extras for proposers, by name")
+    intrinsic_cap: float = Field(0.5, ge=0, description="most that one of them contributes")
+    combine: str = Field("sum", description="how they and the reward become one")
 
     @model_validator(mode="after")
     def _known(self) -> Reward:
@@ -64,7 +67,8 @@ class Reward(_Section):
 
     def build(self) -> RewardConfig:
         """Return what the referee takes."""
-        return RewardConfig(self.learnability, self.solver, self.novelty)
+        extras = (self.intrinsic, self.intrinsic_cap, self.combine)
+        return RewardConfig(self.learnability, self.solver, self.novelty, *extras)
 
 
 class GateSection(_Section):

@@ -112,9 +112,14 @@ class SelfPlay:
                 verdicts = _chunks(self.referee.judge_answers(tasks, [a.text for a in answers]), self.play.attempts)
                 self._record(step, played, verdicts)
         tried = dict(zip(new, verdicts, strict=False))
-        rows = self._proposer_rows(requests, proposals, outcomes, tried)
+        extras = [
+            self.referee.extras(outcome, request.references) if isinstance(outcome, Task) else {}
+            for request, outcome in zip(requests, outcomes, strict=True)
+        ]
+        rows = self._proposer_rows(requests, proposals, outcomes, tried, extras)
         rows += self._solver_rows(played, _chunks(answers, self.play.attempts), verdicts)
         watch.saw(rows, outcomes, verdicts, len(new))
+        watch.saw_extras(extras)
         return self._with_advantages(rows)
 
     # -- propose -------------------------------------------------------------------------------------------------------
@@ -181,10 +186,11 @@ class SelfPlay:
         proposals: list[Completion],
         outcomes: list[Outcome],
         tried: dict[int, list[Verdict]],
+        extras: list[dict[str, float]],
     ) -> list[Row]:
         rows = []
         for n, (request, proposal, outcome) in enumerate(zip(requests, proposals, outcomes, strict=True)):
-            reward = self.referee.proposal_reward(outcome, tried.get(n, []))
+            reward = self.referee.proposal_reward(outcome, tried.get(n, []), extras[n])
             note = outcome.check if isinstance(outcome, Rejected) else ""
             rows.append(_row("propose", request.family, f"propose-{n}", proposal, reward, note))
         return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,12 @@ class StepWatch:
         self.metrics["no_verdict"] = sum(row.reward is None for row in rows)
         self.metrics["tokens/sampled"] = sum(len(row.sample.ids) for row in rows)
         self.metrics["unfinished"] = _share([not row.sample.finished for row in rows])
+
+    def saw_extras(self, extras: Sequence[Mapping[str, float]]) -> None:
+        """Take in what the admitted proposals have of each extra that is paid for."""
+        for name in sorted({name for values in extras for name in values}):
+            found = [values[name] for values in extras if name in values]
+            self.metrics[f"intrinsic/{name}"] = sum(found) / len(found)
 
     def _rewards(self, rows: Sequence[Row]) -> None:
         for kind in sorted({(row.role, row.family) for row in rows}):
