@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import json
+import random
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfplay_gym.training.advantages import EPSILON, ESTIMATORS, Estimator
+from selfplay_gym.training.advantages import EPSILON, ESTIMATORS, Estimator, RoleBaselines, make_estimator
 from selfplay_gym.training.config import ADVANTAGES
 
 NAN = float("nan")
-ALL = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS)
+
+
+def fresh_baselines(
+    rewards: np.ndarray, kinds: Sequence[Hashable], groups: Sequence[Hashable], lengths: Sequence[int]
+) -> np.ndarray:
+    """Return what ``rae`` makes of its first batch."""
+    return RoleBaselines()(rewards, kinds, groups, lengths)
+
+
+FIRST = {**ESTIMATORS, "rae": fresh_baselines}
+ALL = pytest.mark.parametrize("estimate", FIRST.values(), ids=FIRST)
 BY_KIND = ("trr++", "trr++-token")
 
 
@@ -49,7 +61,8 @@ def rows(draw: st.DrawFn, gaps: bool = True) -> Rows:
 
 
 def test_every_estimator_can_be_configured() -> None:
-    assert set(ESTIMATORS) == set(ADVANTAGES)
+    assert set(FIRST) == set(ADVANTAGES)
+    assert all(callable(make_estimator(name)) for name in ADVANTAGES)
 
 
 def by_hand(name: str, **batch: list) -> list[float]:  # type: ignore[type-arg]
@@ -142,9 +155,10 @@ def test_whitened_advantages_do_not_depend_on_the_scale(name: str, batch: Rows, 
     assert scaled.advantages(ESTIMATORS[name]) == pytest.approx(batch.advantages(ESTIMATORS[name]), rel=0.03, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["group-centred", "rae"])
 @given(batch=rows(), scale=st.floats(0.1, 100))
-def test_centred_advantages_grow_with_the_rewards(batch: Rows, scale: float) -> None:
-    estimate = ESTIMATORS["group-centred"]
+def test_centred_advantages_grow_with_the_rewards(name: str, batch: Rows, scale: float) -> None:
+    estimate = FIRST[name]
     scaled = Rows([reward * scale for reward in batch.rewards], batch.kinds, batch.groups, batch.lengths)
     assert scaled.advantages(estimate) == pytest.approx(scale * batch.advantages(estimate), abs=1e-6)
 
@@ -179,3 +193,105 @@ def test_a_part_does_not_feel_another(estimate: Estimator) -> None:
     other = Rows([1, 0, 50, -7], kinds, groups, [1] * 4).advantages(estimate)
     assert one[:2].tolist() == other[:2].tolist()
     assert one[2:].tolist() != [0, 0]
+
+
+@ALL
+@given(batch=rows())
+def test_what_roles_families_and_prompts_are_called_changes_nothing(estimate: Estimator, batch: Rows) -> None:
+    kinds: list[Hashable] = [("other", kind) for kind in batch.kinds]
+    groups: list[Hashable] = [("other", group) for group in batch.groups]
+    renamed = Rows(batch.rewards, kinds, groups, batch.lengths)
+    assert renamed.advantages(estimate).tolist() == batch.advantages(estimate).tolist()
+
+
+@ALL
+@given(batch=rows())
+def test_advantages_turn_with_the_rewards(estimate: Estimator, batch: Rows) -> None:
+    turned = Rows([-reward for reward in batch.rewards], batch.kinds, batch.groups, batch.lengths)
+    assert turned.advantages(estimate) == pytest.approx(-batch.advantages(estimate), abs=1e-9)
+
+
+# -- an estimator with a past ------------------------------------------------------------------------------------------
+
+
+def test_role_baselines_by_hand() -> None:
+    estimate = RoleBaselines(decay=0.5)
+    first = Rows([1.0, 0.0, 1.0, NAN, -1.0], ["s", "s", "s", "s", "p"], [0, 0, 1, 1, 2], [1] * 5)
+    assert first.advantages(estimate) == pytest.approx([1 / 3, -2 / 3, 1 / 3, 0, 0])
+    assert estimate.state() == pytest.approx({"s": 2 / 3, "p": -1.0})
+    # s: two rows of mean 1/2 leave a quarter of the baseline: 2/3 / 4 + 3/4 * 1/2. p: -1/2 + 0.875/2. q is new.
+    second = Rows([1.0, 0.0, 0.875, 0.5], ["s", "s", "p", "q"], [0, 1, 2, 3], [1] * 4)
+    assert second.advantages(estimate) == pytest.approx([1 / 3, -2 / 3, 1.875, 0])
+    assert estimate.state() == pytest.approx({"s": 1 / 6 + 3 / 8, "p": -0.0625, "q": 0.5})
+    third = Rows([NAN, 0.0], ["s", "q"], [0, 1], [1, 1])
+    assert third.advantages(estimate) == pytest.approx([0, -0.5])
+    assert estimate.state()["s"] == pytest.approx(1 / 6 + 3 / 8)
+
+
+def test_with_equal_rewards_a_batch_moves_a_baseline_as_its_rows_would_one_by_one() -> None:
+    together, apart = RoleBaselines(0.9, {"s": 0.25}), RoleBaselines(0.9, {"s": 0.25})
+    Rows([1.0] * 7, ["s"] * 7, list(range(7)), [1] * 7).advantages(together)
+    for _ in range(7):
+        Rows([1.0], ["s"], [0], [1]).advantages(apart)
+    expected = 0.25
+    for _ in range(7):
+        expected = 0.9 * expected + 0.1 * 1.0  # as published
+    for estimate in (together, apart):
+        assert estimate.state() == pytest.approx({"s": expected})
+
+
+def test_baselines_are_kept_by_role_and_family_and_come_back_from_json_bit_for_bit() -> None:
+    estimate = RoleBaselines()
+    kinds: list[Hashable] = [("solve", "deduction"), ("propose", "deduction"), ("solve", "deduction")]
+    batch = Rows([0.1, 0.7, 1 / 3], kinds, [0, 1, 2], [1] * 3)
+    batch.advantages(estimate)
+    assert set(estimate.state()) == {"solve/deduction", "propose/deduction"}
+    again = make_estimator("rae", 0.95, json.loads(json.dumps(estimate.state())))
+    assert isinstance(again, RoleBaselines)
+    for _ in range(3):
+        assert batch.advantages(again).tolist() == batch.advantages(estimate).tolist()
+    assert again.state() == estimate.state()
+
+
+histories = st.lists(rows(), min_size=1, max_size=4)
+
+
+def after(
+    batches: list[Rows], move: float = 0.0, scale: float = 1.0, decay: float = 0.95
+) -> tuple[list[float], RoleBaselines]:
+    estimate = RoleBaselines(decay)
+    found: list[float] = []
+    for batch in batches:
+        moved = Rows([scale * reward + move for reward in batch.rewards], batch.kinds, batch.groups, batch.lengths)
+        found += moved.advantages(estimate).tolist()
+    return found, estimate
+
+
+@given(histories, st.floats(-100, 100), st.floats(0.1, 100))
+def test_over_many_batches_a_constant_changes_nothing_and_a_scale_scales(
+    batches: list[Rows], move: float, scale: float
+) -> None:
+    plain, _ = after(batches)
+    assert after(batches, move=move)[0] == pytest.approx(plain, abs=1e-6)
+    assert after(batches, scale=scale)[0] == pytest.approx([scale * value for value in plain], abs=1e-6)
+
+
+@given(histories, st.randoms())
+def test_the_order_within_a_batch_moves_no_baseline(batches: list[Rows], rng: random.Random) -> None:
+    shuffled = [batch.pick(rng.sample(range(len(batch.rewards)), len(batch.rewards))) for batch in batches]
+    assert after(shuffled)[1].state() == after(batches)[1].state()
+
+
+@given(histories, st.floats(0, 0.999))
+def test_a_baseline_stays_between_the_rewards_it_has_seen(batches: list[Rows], decay: float) -> None:
+    rewards = [reward for batch in batches for reward in batch.rewards if reward == reward]
+    for value in after(batches, decay=decay)[1].state().values():
+        assert min(rewards) - 1e-12 <= value <= max(rewards) + 1e-12
+
+
+@given(rows())
+def test_a_row_without_a_verdict_moves_no_baseline(batch: Rows) -> None:
+    with_gaps, without = RoleBaselines(), RoleBaselines()
+    batch.advantages(with_gaps)
+    batch.pick(batch.judged()).advantages(without)
+    assert with_gaps.state() == without.state()

@@ -71,6 +71,7 @@ def test_an_unknown_name_brings_the_nearest(override: str, nearest: str) -> None
         ("play.temperature=0", ["play.temperature", "greater than 0"]),
         ("play.temperature=.nan", ["play.temperature", "got nan"]),
         ("play.temperature=1e999", ["play.temperature", "finite"]),
+        ("update.baseline_decay=1", ["update.baseline_decay", "less than 1"]),
         ("update.entropy_coef=.nan", ["update.entropy_coef", "finite"]),
         ("reward.novelty=.inf", ["reward.novelty", "finite"]),
         ("reward.novelty=-1", ["reward.novelty", "-1"]),

@@ -54,14 +54,14 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def config(steps: int = 5) -> RunConfig:
+def config(steps: int = 5, advantage: str = "group") -> RunConfig:
     return RunConfig.model_validate(
         {
             "families": {"deduction": {"references": 1}, "abduction": {"references": 1}},
             "steps": steps,
             "play": {"proposals": 4, "tasks": 10, "attempts": 4, "max_new_tokens": {"propose": 96, "solve": 32}},
             "reward": {"novelty": 0.5},
-            "update": {"learning_rate": 1e-3, "micro_batch": 16, "skip_padding": True},
+            "update": {"advantage": advantage, "learning_rate": 1e-3, "micro_batch": 16, "skip_padding": True},
             "holdout": None,
             "processes": 1,
             "save_steps": 2,
@@ -79,16 +79,24 @@ def play(folder: Path, settings: RunConfig, *, resume: bool = False) -> tuple[in
 
 
 @pytest.mark.usefixtures("one_process")
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert play(tmp_path / "straight", config())[0] == 0
+@pytest.mark.parametrize("advantage", ["group", "rae"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
+    advantage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(advantage=advantage)
+    assert play(tmp_path / "straight", settings)[0] == 0
     assert any(line["grad_norm"] > 0 for line in metrics(tmp_path / "straight"))
     assert sum(line["tasks/replayed"] for line in metrics(tmp_path / "straight")) > 0
     with monkeypatch.context() as patch:
         patch.setattr(run.Leader, "should_stop", lambda leader: leader._watch.step >= 3)
-        code, shown = play(tmp_path / "stopped", config())
+        code, shown = play(tmp_path / "stopped", settings)
     assert code == run.INTERRUPTED
     assert f"Stopped after step 3. Go on with: selfplay-gym train --resume --output {tmp_path}/stopped" in shown
-    code, shown = play(tmp_path / "stopped", config(), resume=True)
+    kept = RunFolder(tmp_path / "stopped").mark(3)["baselines"]
+    assert set(kept) == (
+        {f"{r}/{f}" for r in ("propose", "solve") for f in settings.families} if advantage == "rae" else set()
+    )
+    code, shown = play(tmp_path / "stopped", settings, resume=True)
     assert code == 0
     assert "resuming after step 3" in shown
     assert_same_run(tmp_path / "stopped", tmp_path / "straight")

@@ -15,7 +15,7 @@ from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
 from selfplay_gym.registry import make_family
-from selfplay_gym.training.advantages import ESTIMATORS
+from selfplay_gym.training.advantages import ESTIMATORS, make_estimator
 from selfplay_gym.training.config import Play
 from selfplay_gym.training.generation import Policy, Request, Sample
 from selfplay_gym.training.rollouts import Row, SelfPlay
@@ -48,7 +48,7 @@ def game(
     policy = policy or fresh_policy(player=good_player)
     settings = Play.model_validate({**PLAY, **play})
     referee = Referee(families, executor, archive, references=settings.references)
-    return SelfPlay(policy, policy.backend, referee, settings, advantage, seed=0)
+    return SelfPlay(policy, policy.backend, referee, settings, make_estimator(advantage), seed=0)
 
 
 def play(game: SelfPlay, steps: int, first: int = 1) -> tuple[list[list[Row]], list[dict[str, float]]]:
@@ -142,6 +142,21 @@ def test_advantages_are_the_estimators(estimator: str, sandbox: SandboxExecutor,
     )
     assert [row.advantage for row in rows] == pytest.approx(expected.tolist(), abs=1e-12)
     assert any(row.advantage for row in rows)
+
+
+def test_baselines_go_from_step_to_step(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player = game(sandbox, archive, advantage="rae")
+    (first, second), (metrics, _) = play(player, 2)
+    assert set(player.baselines()) == {f"{row.role}/{row.family}" for row in [*first, *second]}
+    solved = [
+        row.reward for row in first if (row.role, row.family) == ("solve", "deduction") and row.reward is not None
+    ]
+    before = sum(solved) / len(solved)
+    assert metrics["solve/deduction/baseline"] == pytest.approx(before)
+    for row in second:
+        if (row.role, row.family) == ("solve", "deduction") and row.reward is not None:
+            assert row.advantage == pytest.approx(row.reward - before)
+    assert game(sandbox, archive).baselines() == {}
 
 
 def _arrays(values: Sequence[float | None]) -> tuple[Any]:

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.training import trainer as hosting
-from selfplay_gym.training.advantages import ESTIMATORS
-from selfplay_gym.training.config import RunConfig
+from selfplay_gym.training.advantages import make_estimator
+from selfplay_gym.training.config import ADVANTAGES, RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import COMPLETE, RunFolder
 from selfplay_gym.training.generation import Policy, Sample
@@ -72,7 +72,8 @@ def ragged_rows(count: int = 27, estimator: str = "trr++-token", seed: int = 0) 
     rewards = np.array([np.nan if row.reward is None else row.reward for row in rows])
     kinds = [(row.role, row.family) for row in rows]
     lengths = [len(row.sample.ids) for row in rows]
-    advantages = ESTIMATORS[estimator](rewards, kinds, [row.group for row in rows], lengths)
+    estimate = make_estimator(estimator, state={"solve/deduction": 0.9})
+    advantages = estimate(rewards, kinds, [row.group for row in rows], lengths)
     return [replace(row, advantage=float(a)) for row, a in zip(rows, advantages, strict=True)]
 
 
@@ -102,6 +103,9 @@ class Notes:
 
     def archived(self) -> Mapping[str, Any]:
         return {"tasks": len(self.updates)}
+
+    def baselines(self) -> Mapping[str, float]:
+        return {"solve/deduction": 0.1}
 
 
 class Gradients(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -188,7 +192,7 @@ def test_gradients_are_those_of_a_plain_loop(
     assert error < TOLERANCE
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ADVANTAGES)
 def test_every_estimator_is_hosted_as_it_is(estimator: str, tmp_path: Path) -> None:
     rows = ragged_rows(estimator=estimator, seed=1)
     found = hosted_gradients(config(), rows, tmp_path)

@@ -2,12 +2,15 @@
 
 A *row* is one completion. ``rewards`` is a float array ``(N,)`` in which NaN means no verdict: such rows get advantage
 0 and leave every baseline untouched. ``kinds`` says which (role, family) a row belongs to, ``groups`` which prompt.
+
+One estimator, `RoleBaselines`, carries something from batch to batch; a run keeps it in its checkpoints.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -81,12 +84,65 @@ def group_centred(
     return _apply(lambda part: part - part.mean(), rewards, _group_or_kind(rewards, kinds, groups))
 
 
+# Without a past; the one that has one is made by `make_estimator`.
 ESTIMATORS: dict[str, Estimator] = {
     "trr++": trr_plus_plus,
     "trr++-token": trr_plus_plus_token,
     "group": group,
     "group-centred": group_centred,
 }
+
+
+class RoleBaselines:
+    """``rae``: reward minus a running mean of its (role, family), not divided by anything.
+
+    Role-conditioned advantage estimation of SPIRAL (arXiv:2506.24119), which takes b <- decay * b + (1 - decay) * R for
+    each trajectory, from b = 0 on, and R - b for its advantage. Here every row of a batch is compared with the b of the
+    batches before, of which it is no part: then neither the order of rows nor a row's own reward moves its baseline.
+    Afterwards b <- decay^n b + (1 - decay^n) mean of its n rows. The first batch of a kind, which has no b yet, is
+    compared with its own mean, and not with a 0 that would call every right answer better than expected.
+
+    >>> estimate = RoleBaselines(decay=0.5)
+    >>> estimate(np.array([1.0, 0.0]), ["s", "s"], [0, 1], [1, 1]).tolist()
+    [0.5, -0.5]
+    >>> estimate(np.array([1.0]), ["s"], [0], [1]).tolist(), estimate.state()
+    ([0.5], {'s': 0.75})
+
+    Args:
+        decay: How much of a baseline is left after one more row.
+        state: What `state` returned.
+    """
+
+    def __init__(self, decay: float = 0.95, state: Mapping[str, float] | None = None) -> None:
+        self.decay = decay
+        self._baselines = dict(state or {})
+
+    def __call__(
+        self, rewards: Floats, kinds: Sequence[Hashable], groups: Sequence[Hashable], lengths: Sequence[int]
+    ) -> Floats:
+        """Return the advantages, and take the rewards into the baselines."""
+        advantages = np.zeros(len(rewards))
+        names = [_name(kind) for kind in kinds]
+        for rows in _rows_by_part(rewards, names):
+            name, mean = names[rows[0]], math.fsum(rewards[rows]) / len(rows)  # exact, so that no order changes it
+            before = self._baselines.get(name, mean)
+            advantages[rows] = rewards[rows] - before
+            left = self.decay ** len(rows)
+            self._baselines[name] = left * before + (1 - left) * mean
+        return advantages
+
+    def state(self) -> dict[str, float]:
+        """Return the baselines by role and family, such as ``solve/deduction``."""
+        return dict(self._baselines)
+
+
+def _name(kind: Hashable) -> str:
+    return "/".join(map(str, kind)) if isinstance(kind, tuple) else str(kind)
+
+
+def make_estimator(name: str, decay: float = 0.95, state: Mapping[str, float] | None = None) -> Estimator:
+    """Return the estimator of that name; ``decay`` and ``state`` are for the one that has a past."""
+    return RoleBaselines(decay, state) if name == "rae" else ESTIMATORS[name]
 
 
 def _group_or_kind(rewards: Floats, kinds: Sequence[Hashable], groups: Sequence[Hashable]) -> list[Hashable]:

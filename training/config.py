@@ -16,7 +16,7 @@ from selfplay_gym.referee import REFERENCES, RewardConfig
 from selfplay_gym.registry import unknown
 from selfplay_gym.types import Limits
 
-ADVANTAGES = ("trr++", "trr++-token", "group", "group-centred")
+ADVANTAGES = ("trr++", "trr++-token", "group", "group-centred", "rae")
 
 
 class _Section(BaseModel):
@@ -99,6 +99,7 @@ class Update(_Section):
     """The optimizer's side of a step."""
 
     advantage: str = "group"
+    baseline_decay: float = Field(0.95, ge=0, lt=1, description="of the baselines of rae, with every row")
     learning_rate: float = Field(1e-4, gt=0, le=1)
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     warmup_steps: int = Field(0, ge=0)

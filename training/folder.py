@@ -149,6 +149,11 @@ class RunFolder:
         """Folder of the checkpoint at a step."""
         return self.checkpoints / f"checkpoint-{step}"
 
+    def mark(self, step: int) -> dict[str, Any]:
+        """Return what was written when the checkpoint at a step was complete."""
+        mark = self.read_json(f"{self.checkpoints.name}/{self.checkpoint(step).name}/{COMPLETE}")
+        return mark if isinstance(mark, dict) else {}
+
     def _checkpoints(self) -> list[tuple[Path, int]]:
         folders = self.checkpoints.glob("checkpoint-*")
         return [(f, int(f.name.removeprefix("checkpoint-"))) for f in folders if f.name[11:].isdecimal() and f.is_dir()]
@@ -163,8 +168,7 @@ class RunFolder:
             raise RunFolderError(f"{self.archive} is missing: {again}")
         if not self.archive.stat().st_size:
             raise RunFolderError(f"{self.archive} is empty, but the run is at step {step}: {again}")
-        mark = self.read_json(f"{self.checkpoints.name}/{self.checkpoint(step).name}/{COMPLETE}")
-        expected = mark.get("archive") if isinstance(mark, dict) else None
+        expected = self.mark(step).get("archive")
         with Archive(self.archive) as archive, _undone(archive):
             archive.rewind(step)
             found = contents(archive)

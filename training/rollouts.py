@@ -16,7 +16,7 @@ import numpy as np
 from selfplay_gym.archive import StoredTask
 from selfplay_gym.gate import Outcome
 from selfplay_gym.referee import ProposalRequest, Referee
-from selfplay_gym.training.advantages import ESTIMATORS
+from selfplay_gym.training.advantages import Estimator, RoleBaselines
 from selfplay_gym.training.config import Play
 from selfplay_gym.training.generation import GenerationBackend, Policy, Request, Sample, row_seed
 from selfplay_gym.training.watch import StepWatch
@@ -72,7 +72,7 @@ class SelfPlay:
         generator: Generates for it, perhaps over several ranks.
         referee: Draws, judges, pays, remembers.
         play: How many proposals, tasks and attempts.
-        advantage: Name of the estimator (`advantages.ESTIMATORS`).
+        estimate: How advantages are made of rewards (`advantages.make_estimator`).
         seed: With the step number, fixes everything that is drawn.
         chat: Wrap prompts in the policy's chat template.
     """
@@ -83,13 +83,13 @@ class SelfPlay:
         generator: GenerationBackend,
         referee: Referee,
         play: Play,
-        advantage: str,
+        estimate: Estimator,
         seed: int,
         *,
         chat: bool = False,
     ) -> None:
         self.policy, self.generator, self.referee, self.play = policy, generator, referee, play
-        self.estimate, self.seed, self.chat = ESTIMATORS[advantage], seed, chat
+        self.estimate, self.seed, self.chat = estimate, seed, chat
 
     def step(self, step: int, watch: StepWatch) -> list[Row]:
         """Play one step and return its rows; ``watch`` is told what happened. The archive changes as a whole or not."""
@@ -120,7 +120,13 @@ class SelfPlay:
         rows += self._solver_rows(played, _chunks(answers, self.play.attempts), verdicts)
         watch.saw(rows, outcomes, verdicts, len(new))
         watch.saw_extras(extras)
-        return self._with_advantages(rows)
+        rows = self._with_advantages(rows)
+        watch.saw_baselines(self.baselines())
+        return rows
+
+    def baselines(self) -> dict[str, float]:
+        """Return what the estimator of advantages keeps from step to step, nothing where it keeps nothing."""
+        return self.estimate.state() if isinstance(self.estimate, RoleBaselines) else {}
 
     # -- propose -------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from selfplay_gym.referee import Referee
 from selfplay_gym.registry import executors, make_family, unknown
 from selfplay_gym.report import write_report
 from selfplay_gym.training import holdout
+from selfplay_gym.training.advantages import make_estimator
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.evaluate import NANO_POLICY, positions
@@ -176,6 +177,10 @@ class Follower:
         """Nothing: rank 0 holds the archive."""
         return {}
 
+    def baselines(self) -> Mapping[str, float]:
+        """Nothing: rank 0 makes the advantages."""
+        return {}
+
     def say_stopped(self, step: int) -> None:
         """Nothing: rank 0 reports."""
 
@@ -233,15 +238,10 @@ class Leader:
         gate = Gate(self.executor, config.gate.build(), held_out=holdout.programs(self.suites))
         pay, references = config.reward.build(), config.play.references
         referee = Referee(families, self.executor, self.archive, gate, pay, references)
-        return SelfPlay(
-            self.policy,
-            self.generator,
-            referee,
-            config.play,
-            config.update.advantage,
-            config.seed,
-            chat=config.style == "chat",
-        )
+        kept = self.folder.mark(self.start).get("baselines") if self.start else None
+        estimate = make_estimator(config.update.advantage, config.update.baseline_decay, kept)
+        chat = config.style == "chat"
+        return SelfPlay(self.policy, self.generator, referee, config.play, estimate, config.seed, chat=chat)
 
     # -- around the trainer --------------------------------------------------------------------------------------------
 
@@ -321,6 +321,10 @@ class Leader:
     def archived(self) -> Mapping[str, Any]:
         """Say by what the archive is known again."""
         return contents(self.archive)
+
+    def baselines(self) -> Mapping[str, float]:
+        """Return what the estimator of advantages keeps."""
+        return self.game.baselines()
 
     def say_stopped(self, step: int) -> None:
         """Say how to go on."""

@@ -49,6 +49,10 @@ class Observer(Protocol):
         """Return by what the archive of a checkpoint is known again; asked on rank 0."""
         ...
 
+    def baselines(self) -> Mapping[str, float]:
+        """Return what the estimator of advantages keeps from step to step; asked on rank 0."""
+        ...
+
 
 class Rollout:
     """TRL's ``rollout_func``: plays one step on all ranks and hands each its slice of the rows.
@@ -156,7 +160,11 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
         self.ranks.wait()
         if self.ranks.is_main:
             mark = self.folder.checkpoint(state.global_step) / COMPLETE
-            facts = {"step": state.global_step, "archive": dict(self.observer.archived())}
+            facts = {
+                "step": state.global_step,
+                "archive": dict(self.observer.archived()),
+                "baselines": dict(self.observer.baselines()),
+            }
             write_whole(mark, json.dumps(facts) + "\n")
 
 

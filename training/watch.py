@@ -55,6 +55,10 @@ class StepWatch:
             found = [values[name] for values in extras if name in values]
             self.metrics[f"intrinsic/{name}"] = sum(found) / len(found)
 
+    def saw_baselines(self, baselines: Mapping[str, float]) -> None:
+        """Take in what rewards will be compared with in the next step, by role and family."""
+        self.metrics.update({f"{kind}/baseline": value for kind, value in sorted(baselines.items())})
+
     def _rewards(self, rows: Sequence[Row]) -> None:
         for kind in sorted({(row.role, row.family) for row in rows}):
             paid = [row.reward for row in rows if (row.role, row.family) == kind and row.reward is not None]
