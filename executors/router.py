@@ -90,8 +90,13 @@ _UNSTEADY = frozenset((
 ))  # fmt: skip
 
 
-def _codes(*names: str) -> frozenset[int]:
-    return frozenset(opmap[name] for name in names if name in opmap)
+def _codes(*names: str) -> bytes:
+    return bytes(opmap[name] for name in names if name in opmap)
+
+
+def _has_any(operations: bytes, searched: bytes) -> bool:
+    """Return whether any of the searched bytes is there, as fast as C can tell."""
+    return len(operations.translate(None, searched)) < len(operations)
 
 
 _ALONE_OPERATIONS = _codes("MATCH_CLASS", "IMPORT_STAR", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD")
@@ -104,7 +109,7 @@ _NO_OPERATION = 255  # stands for what this version does not have
 _ATTRIBUTE, _METHOD = opmap["LOAD_ATTR"], opmap.get("LOAD_METHOD", _NO_OPERATION)
 _STORES = _codes("STORE_ATTR", "DELETE_ATTR")
 _FROM, _IMPORT, _EXTENDED = opmap["IMPORT_FROM"], opmap["IMPORT_NAME"], opmap["EXTENDED_ARG"]
-_BY_NAME = frozenset((_METHOD, _FROM, _IMPORT)) | _STORES
+_BY_NAME = frozenset((_METHOD, _FROM, _IMPORT, *_STORES))
 # How Python 3.12 and later import a star.
 _INTRINSIC, _STAR_ARGUMENT, _STAR = opmap.get("CALL_INTRINSIC_1", _NO_OPERATION), 2, "*"
 _BINARY, _REMAINDERS = opmap["BINARY_OP"], (6, 19)  # `%` and `%=`
@@ -137,10 +142,10 @@ class Router:
         for piece in pieces:  # grows while it is walked
             operations = piece.co_code[::2]
             generates = piece.co_flags & _GENERATORS and piece.co_name != "<genexpr>"
-            if generates or not _ALONE_OPERATIONS.isdisjoint(operations):
+            if generates or _has_any(operations, _ALONE_OPERATIONS):
                 return False
             imports = imports or _IMPORT in operations
-            owns = owns or not _OWN_OPERATIONS.isdisjoint(operations)
+            owns = owns or _has_any(operations, _OWN_OPERATIONS)
             pieces += [constant for constant in piece.co_consts if type(constant) is CodeType]
         return not (imports and owns) and all(self._leads_nowhere(piece, imports) for piece in pieces)
 
@@ -150,7 +155,7 @@ class Router:
         special = _HARMLESS_GLOBALS if imports else _HARMLESS_GLOBALS | _SPECIAL
         if any((name in self._unlisted or name[:2] == "__") and name not in special for name in others):
             return False
-        if others or _INTRINSIC in piece.co_code[::2]:
+        if others or (_INTRINSIC != _NO_OPERATION and _INTRINSIC in piece.co_code[::2]):
             return all(self._may(*step, imports) for step in _named_steps(piece))
         return True
 
@@ -171,10 +176,10 @@ class Router:
         pieces, writes, takes_remainders = [code], False, False
         for piece in pieces:
             operations = piece.co_code[::2]
-            if not _UNSTEADY.isdisjoint(piece.co_names) or not _UNSTEADY_OPERATIONS.isdisjoint(operations):
+            if not _UNSTEADY.isdisjoint(piece.co_names) or _has_any(operations, _UNSTEADY_OPERATIONS):
                 return False
             writes = writes or "chr" in piece.co_names or "bytes" in piece.co_names or "bytearray" in piece.co_names
-            takes_remainders = takes_remainders or _has_remainder(piece.co_code)
+            takes_remainders = takes_remainders or (_BINARY in operations and _has_remainder(piece.co_code))
             for constant in piece.co_consts:
                 if type(constant) is CodeType:
                     pieces.append(constant)

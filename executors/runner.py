@@ -343,7 +343,7 @@ class _Program:
                 if not _router.shares(code):
                     self._refused = ALONE, 0, b""
                     return
-                self._ok = STEADY if _router.is_steady(code) else OK
+                self._ok = STEADY if self.job.stop and _router.is_steady(code) else OK
             self._code = code
         except _Expired:
             raise  # what stands says it, also for the runs that follow
