@@ -41,6 +41,7 @@ def result() -> BenchResult:
     return bench_executor(Plan(rounds=1, programs=24, stream=64, sizes=(10, 20), budgets=(0.05,)))
 
 
+@pytest.mark.slow
 def test_every_rival_and_every_arrangement_of_ours_is_measured(result: BenchResult) -> None:
     assert [row.name for row in result.costs.rows] == RIVALS + OURS
     assert result.costs.missing == ()
@@ -48,12 +49,14 @@ def test_every_rival_and_every_arrangement_of_ours_is_measured(result: BenchResu
     assert all(row.microseconds > 0 < row.to_in_process for row in result.costs.rows)
 
 
+@pytest.mark.slow
 def test_our_answers_are_those_of_python(result: BenchResult) -> None:
     shares = {row.name: row.agreement for row in result.costs.rows}
     assert {name: share for name, share in shares.items() if share != 1.0}.keys() == {"RestrictedPython, in-process"}
     assert shares["RestrictedPython, in-process"] > 0.8
 
 
+@pytest.mark.slow
 def test_sizes_time_outs_start_and_memory_are_measured(result: BenchResult) -> None:
     assert [size.jobs for size in result.sizes] == [10, 20]
     assert all(size.trainer_peak_mb > 0 < size.server_peak_mb for size in result.sizes)
@@ -65,6 +68,7 @@ def test_sizes_time_outs_start_and_memory_are_measured(result: BenchResult) -> N
     assert result.footprint.start_milliseconds > 0
 
 
+@pytest.mark.slow
 def test_throughput_is_measured_where_there_are_two_cores(result: BenchResult) -> None:
     names = [bench_scaling.ONE_CORE, bench_scaling.ONE_WORKER, bench_scaling.TWO_CORES]
     assert [rate.name for rate in result.throughput] == (names if result.cores > 1 else [])
@@ -75,6 +79,7 @@ def test_a_single_core_has_no_throughput_of_two(monkeypatch: pytest.MonkeyPatch)
     assert bench_scaling.measure_throughput(1, 1, print) == ()
 
 
+@pytest.mark.slow
 def test_json_holds_everything_and_comes_back(result: BenchResult) -> None:
     text = json.dumps(result.as_dict())
     again = json.loads(text)
@@ -84,6 +89,7 @@ def test_json_holds_everything_and_comes_back(result: BenchResult) -> None:
     assert all(isinstance(target["met"], bool) for target in again["targets"] if target["measured"] is not None)
 
 
+@pytest.mark.slow
 def test_the_tables_mark_every_target(result: BenchResult) -> None:
     console = Console(width=80, file=io.StringIO())
     with console.capture() as capture:

@@ -105,7 +105,7 @@ def outcome(result: Execution) -> tuple[object, ...]:
 
 def test_no_verdict_depends_on_who_serves():
     """Honest and hostile jobs in any order, kept or forked: the same statuses, values, errors and lines."""
-    limits = Limits(cpu_seconds=0.15, wall_seconds=1.0, memory_bytes=64 * 2**20)
+    limits = Limits(cpu_seconds=0.15, wall_seconds=0.5, memory_bytes=64 * 2**20)
     bodies = [body for body, expected in RESOURCES.values() if not isinstance(expected, tuple)]
     hostile = [b if "def f(" in b else "def f(*a):\n" + textwrap.indent(b, "    ") for b in bodies]
     jobs = programs(240, 2) + [job(program, "", limits=limits) for program in hostile]

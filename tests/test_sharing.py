@@ -22,6 +22,7 @@ from selfplay_gym.executors.router import Router
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.executors.tickets import LARGEST_PARCEL, Ticket, next_parcel
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
+from tests.test_kept_children import outcome
 from tests.test_sandbox import LOOP, job, one
 from tests.test_sandbox_attacks import HONEST, HOST, NOT_VALUES, PATCHES, RESOURCES
 
@@ -243,7 +244,7 @@ def test_hostile_neighbours_change_no_answer(executor):
 
 
 def test_no_verdict_depends_on_what_shares_a_child():
-    limits = Limits(cpu_seconds=0.15, wall_seconds=1.0, memory_bytes=64 * 2**20)
+    limits = Limits(cpu_seconds=0.15, wall_seconds=0.5, memory_bytes=64 * 2**20)
     bodies = [body for body, expected in RESOURCES.values() if not isinstance(expected, tuple)]
     hostile = [b if "def f(" in b else "def f(*a):\n" + textwrap.indent(b, "    ") for b in bodies]
     jobs = programs(120, 2) + [job(program, "", limits=limits) for program in hostile]
@@ -256,7 +257,7 @@ def test_no_verdict_depends_on_what_shares_a_child():
         with SandboxExecutor(workers=2, child_per=child_per, cache_bytes=0) as executor:
             answers = executor.run([jobs[index] for index in order])
         by_index = dict(zip(order, answers, strict=True))
-        return [[(r.status, r.value, r.error_type, r.line) for r in by_index[n]] for n in range(len(jobs))]
+        return [[outcome(result) for result in by_index[n]] for n in range(len(jobs))]
 
     straight = list(range(len(jobs)))
     expected = outcomes("program", straight)
