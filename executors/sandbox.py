@@ -177,7 +177,10 @@ class SandboxExecutor:
             raise ExecutorError("this executor belongs to another process; make one after the fork")
 
 
-def _accepted_tiers(tier: Tier | None, allow_process_only: bool) -> list[Tier]:
+def _accepted_tiers(tier: Tier | str | None, allow_process_only: bool) -> list[Tier]:
+    if tier is not None and tier not in list(Tier):
+        raise ExecutorError(f"tier must be one of {', '.join(Tier)}, got {tier!r}")
+    tier = None if tier is None else Tier(tier)
     if tier is Tier.PROCESS_ONLY and not allow_process_only:
         raise ExecutorError("tier process_only does not stop attacks; pass allow_process_only=True to accept that")
     if tier is not None:

@@ -167,7 +167,8 @@ _NUMPY = re.compile(r"^[ \t]*(?:import|from)[ \t]+numpy\b", re.ASCII | re.MULTIL
 
 def size_of(job: Job) -> str:
     """Return which servers can run a job, going by its text: the light ones, `FULL` or `NUMERIC`."""
-    if job.policy == "plain" and isinstance(job.program, str) and _NUMPY.search(job.program):
+    text = job.program if isinstance(job.program, str) else job.program.decode("latin-1")
+    if job.policy == "plain" and _NUMPY.search(text):
         return NUMERIC
     return "" if is_light(job) else FULL
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selfplay_gym.executors.runner import Job
 
-HARD_FACTOR = 1.5  # a program that swallows the in-child time-out gets this much of its budget
+HARD_FACTOR = 1.45  # a program that swallows the in-child time-out gets this much of its budget
 PREPARE_SECONDS, PREPARE_SECONDS_PER_BYTE = 0.015, 4e-6  # reading the inputs comes before the first run's budget
 FIRST_PATIENCE_MILLISECONDS = 5
 PAYLOAD_SLACK = 2048  # an error's name and message; in UTF-8 a lone surrogate, escaped, takes six bytes

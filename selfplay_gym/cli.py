@@ -69,7 +69,10 @@ def common(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A shipped recipe (`list recipes`) or a .yaml file.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A shipped recipe (`list recipes`) or a .yaml file; not looked at with --resume."
+        ),
     ] = "nano",
     settings: Annotated[
         list[str] | None,

@@ -135,7 +135,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"no {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
-    return f"no {kind} {name!r}; there are {', '.join(names)}"
+    return f"no {kind} {name!r}; there are {', '.join(names) or 'none'}"
 
 
 families = Registry(

@@ -87,6 +87,7 @@ def test_plain_programs_get_numpy_and_strict_ones_do_not():
         assert [r.value for r in results] == ["([[2, 4], [6, 8]], -2)", "([[4, 0], [0, 4]], 4)"]
         assert started(executor) == {"A", "A numeric", "B numeric"}
         assert one(executor, program, "[[1]]", policy="strict").status is Status.FORBIDDEN
+        assert one(executor, program.encode(), "[[1]]").value == "([[2]], 1)"
         noise = "import numpy\ndef f(): return numpy.random.rand()"
         assert one(executor, noise, check_determinism=True).status is Status.NONDETERMINISTIC
         reaches = "import numpy.ctypeslib\ndef f(): return numpy.ctypeslib.ctypes.CDLL(None).fork()"

@@ -418,6 +418,7 @@ def test_the_async_face_answers_the_same(executor):
         ({"child_per": "job"}, "child_per must be one of batch, program, run, got 'job'"),
         ({"cache_bytes": -1}, "cache_bytes must not be negative, got -1"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"tier": "ful"}, "tier must be one of full, filter_only, process_only, got 'ful'"),
     ],
 )
 def test_impossible_settings_are_one_clear_line(settings, words):
