@@ -13,7 +13,7 @@ import pytest
 
 from selfplay_gym.bench_programs import programs
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.types import Execution, Limits, Status, Tier
+from selfplay_gym.types import Execution, Job, Limits, Status, Tier
 from tests.test_sandbox import DOUBLE, SHORT, job, one, processes_of
 from tests.test_sandbox_attacks import HONEST, PATCHES, RESOURCES
 
@@ -103,12 +103,21 @@ def outcome(result: Execution) -> tuple[object, ...]:
     return result.status, result.value, result.error_type, result.line
 
 
+def hostile_jobs() -> list[Job]:
+    """Return programs that end in one way only: those that are to time out soon, the others with time to spare."""
+    jobs = []
+    for body, expected in RESOURCES.values():
+        if not isinstance(expected, tuple):
+            program = body if "def f(" in body else "def f(*a):\n" + textwrap.indent(body, "    ")
+            seconds = (0.1, 0.4) if expected is Status.TIMEOUT else (4.0, 20.0)
+            jobs.append(job(program, "", limits=Limits(*seconds, memory_bytes=64 * 2**20)))
+    return jobs
+
+
 def test_no_verdict_depends_on_who_serves():
     """Honest and hostile jobs in any order, kept or forked: the same statuses, values, errors and lines."""
-    limits = Limits(cpu_seconds=0.15, wall_seconds=0.5, memory_bytes=64 * 2**20)
-    bodies = [body for body, expected in RESOURCES.values() if not isinstance(expected, tuple)]
-    hostile = [b if "def f(" in b else "def f(*a):\n" + textwrap.indent(b, "    ") for b in bodies]
-    jobs = programs(240, 2) + [job(program, "", limits=limits) for program in hostile]
+    hostile = hostile_jobs()
+    jobs = programs(240, 2) + hostile
     jobs += [job("def f(n):\n    try: return f(n + 1)\n    except RecursionError: return n", "0", "0", policy="plain")]
     shuffled = random.Random(0).sample(range(len(jobs)), len(jobs))
     with SandboxExecutor(cache_bytes=0, workers=1) as keeps, SandboxExecutor(workers=1, keep_children=False) as forks:

@@ -22,7 +22,7 @@ from selfplay_gym.executors.router import Router
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.executors.tickets import LARGEST_PARCEL, Ticket, next_parcel
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
-from tests.test_kept_children import outcome
+from tests.test_kept_children import hostile_jobs, outcome
 from tests.test_sandbox import LOOP, job, one
 from tests.test_sandbox_attacks import HONEST, HOST, NOT_VALUES, PATCHES, RESOURCES
 
@@ -244,10 +244,8 @@ def test_hostile_neighbours_change_no_answer(executor):
 
 
 def test_no_verdict_depends_on_what_shares_a_child():
-    limits = Limits(cpu_seconds=0.15, wall_seconds=0.5, memory_bytes=64 * 2**20)
-    bodies = [body for body, expected in RESOURCES.values() if not isinstance(expected, tuple)]
-    hostile = [b if "def f(" in b else "def f(*a):\n" + textwrap.indent(b, "    ") for b in bodies]
-    jobs = programs(120, 2) + [job(program, "", limits=limits) for program in hostile]
+    hostile = hostile_jobs()
+    jobs = programs(120, 2) + hostile
     jobs += [Job(j.program, j.inputs, policy="plain", check_determinism=True) for j in programs(48, 3, seed=1)]
     jobs += [
         job(p, "[3, 1]", check_determinism=True) for p in (*SHARES, "def f(x): return [*{'b', 'a', 'c', 'd', 'e'}]")
