@@ -100,14 +100,14 @@ def _has_any(operations: bytes, searched: bytes) -> bool:
 
 
 _ALONE_OPERATIONS = _codes("MATCH_CLASS", "IMPORT_STAR", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD")
-_OWN_OPERATIONS = _codes("STORE_ATTR", "DELETE_ATTR", "LOAD_BUILD_CLASS")
+_STORES = _codes("STORE_ATTR", "DELETE_ATTR")
+_OWN_OPERATIONS = _STORES + _codes("LOAD_BUILD_CLASS")
 _UNSTEADY_OPERATIONS = _codes(
     "BUILD_SET", "SET_ADD", "SET_UPDATE", "FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE",
     "LOAD_BUILD_CLASS",
 )  # fmt: skip
 _NO_OPERATION = 255  # stands for what this version does not have
 _ATTRIBUTE, _METHOD = opmap["LOAD_ATTR"], opmap.get("LOAD_METHOD", _NO_OPERATION)
-_STORES = _codes("STORE_ATTR", "DELETE_ATTR")
 _FROM, _IMPORT, _EXTENDED = opmap["IMPORT_FROM"], opmap["IMPORT_NAME"], opmap["EXTENDED_ARG"]
 _BY_NAME = frozenset((_METHOD, _FROM, _IMPORT, *_STORES))
 # How Python 3.12 and later import a star.

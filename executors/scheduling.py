@@ -131,10 +131,7 @@ class Batch:
         self._answers[index] = self._answer_at_once(job, key)
         if self._answers[index] is not None:
             return
-        numbers = range(len(job.inputs))
-        runs = tuple(number for number in numbers for _ in range(2)) if job.check_determinism else tuple(numbers)
-        ticket = Ticket(index, job, "A" + size_of(job), runs, job.check_determinism)
-        ticket.key = key
+        ticket = _first_ticket(index, job, "A" + size_of(job), key)
         ticket.shares = self._child_per == "batch" and job.literal_inputs
         ticket.separate = self._child_per == "run"
         self._waiting[ticket.kind].append(ticket)
@@ -246,7 +243,7 @@ class Batch:
         second = Ticket(ticket.index, ticket.job, ticket.kind.replace("A", "B", 1), runs[::-1], False)
         second.key = ticket.key
         second.shares, second.separate, second.expected = ticket.shares, ticket.separate, ticket.expected
-        second.first = firsts
+        second.first, second.company = firsts, ticket.company
         self._waiting[second.kind].append(second)
 
     # --- out ---------------------------------------------------------------------------------------------------------
@@ -255,20 +252,13 @@ class Batch:
         """Settle a ticket, unless what it answered in company has to be seen alone first."""
         doubtful = any(execution.status is Status.NONDETERMINISTIC for execution in executions)
         if ticket.shares and doubtful:
-            self._run_alone(self._anew(ticket))
+            self._run_alone(_anew(ticket))
         elif ticket.shares and _is_fixed(ticket) and _all_ok(executions) and self._memory.rng.random() < _AUDITED:
-            again = self._anew(ticket)
+            again = _anew(ticket)
             again.separate, again.expected, again.company = True, tuple(executions), ticket.company
             self._run_alone(again)
         else:
             self._settle(ticket, executions)
-
-    def _anew(self, ticket: Ticket) -> Ticket:
-        job = ticket.job
-        runs = tuple(n for n in range(len(job.inputs)) for _ in range(1 + job.check_determinism))
-        again = Ticket(ticket.index, job, ticket.kind.replace("B", "A", 1), runs, job.check_determinism)
-        again.key = ticket.key
-        return again
 
     def _settle(self, ticket: Ticket, executions: list[Execution]) -> None:
         """Store the answer; a check that stopped early gives its last execution to the inputs after it."""
@@ -294,10 +284,10 @@ class Batch:
         if [e.outcome for e in answer] != [x.outcome for x in ticket.expected]:
             self._memory.mismatched += 1
             self._alarms.append(f"{ticket.job.program[:200]!r}")
-            for other in ticket.company:
+            for other in {other.index: other for other in ticket.company}.values():
                 if other.index != ticket.index:
                     self._open += 1
-                    self._run_alone(self._anew(other))
+                    self._run_alone(_anew(other))
         return answer
 
     def _alarm(self) -> None:
@@ -309,6 +299,18 @@ class Batch:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+
+def _first_ticket(index: int, job: Job, kind: str, key: bytes) -> Ticket:
+    runs = tuple(number for number in range(len(job.inputs)) for _ in range(1 + job.check_determinism))
+    ticket = Ticket(index, job, kind, runs, job.check_determinism)
+    ticket.key = key
+    return ticket
+
+
+def _anew(ticket: Ticket) -> Ticket:
+    """Return the ticket as it was before anything ran, sharing no child."""
+    return _first_ticket(ticket.index, ticket.job, ticket.kind.replace("B", "A", 1), ticket.key)
 
 
 def _stand(executions: list[Execution]) -> bool:

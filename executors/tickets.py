@@ -16,7 +16,7 @@ from selfplay_gym.executors.policy import MAX_SOURCE, Refusal, refusal
 from selfplay_gym.types import Execution, Job, Status
 
 FAST_SECONDS: Final = 0.05  # of processor time for a run that shares a child; what needs more runs again alone
-# Kinds of server beside the light ones, whose children cost half as much.
+# Kinds of server beside the light ones, whose children cost less.
 FULL = " full"  # preloaded all that programs may import
 NUMERIC = " numeric"  # and numpy
 LARGEST_PARCEL = 64  # jobs
@@ -38,7 +38,7 @@ class Ticket:
         shares: Whether it may run in one child with other jobs.
         separate: Whether every run gets a child of its own.
         is_steady: Whether its last run was ok and no hash seed could have made it another value.
-        company: All that shared its child, itself included.
+        company: All that shared a child with it, itself included.
         key: Of its job, in the cache.
         tries: How often our own faults cost it an answer.
         undisturbed: Whether it runs for the second time, with nothing beside it.
@@ -117,7 +117,7 @@ def next_parcel(waiting: deque[Ticket], most: int) -> Parcel:
     if len(tickets) == 1:
         first.shares = False
     for ticket in tickets:
-        ticket.company = tickets
+        ticket.company = [*ticket.company, *tickets]
     return Parcel(tickets)
 
 
