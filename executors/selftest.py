@@ -65,6 +65,8 @@ def check_kept(children: Children, child_side: Any) -> bool:
         message = marshal.dumps([job])
         answers = [children.run([child_side.Job(*job)], message)[0] for _ in range(_KEPT_ROUNDS)]
         clean = all(len(frames) == 1 and frames[0].endswith(b"0") for frames in answers)
+        if not clean:
+            children.refusal = "a job left a trace"
         children.keeps = clean and children.kept_served >= _KEPT_ROUNDS
     if not children.keeps:
         children.end_kept()

@@ -24,7 +24,10 @@ HONEST_VALUE = "[7, 4, '1.5', [1, 3]]"
 def executor(request):
     with SandboxExecutor(cache_bytes=0, workers=1, tier=request.param) as executor:
         if not executor.walls["kept_children"]:
-            pytest.skip("this kernel cannot put a child back")
+            why = executor._pool.servers["A"][0].keeps_none
+            refused = ("userfaultfd", "ioctl", "ptrace", "pidfd_getfd", "/proc", "pipe", "no snapshots on")
+            assert any(word in why for word in refused), f"the kernel can, but we do it wrong: {why}"
+            pytest.skip(f"this kernel cannot put a child back: {why}")
         yield executor
 
 
@@ -209,7 +212,7 @@ def f():
     said = c.create_string_buffer(frame, len(frame))
     calls = (c.c_long * 24000)(*[address('sched_yield')] * 24000)
     calls[22000] = address('write')
-    signal_stack = libc.mmap(None, c.c_size_t(65536), 3, 0x22, -1, c.c_long(0))
+    signal_stack = c.addressof(c.create_string_buffer(65536))
     registers = [0] * 8 + [3, c.addressof(said), 0, 0, len(frame), 0, 0, c.addressof(calls) + 8000, calls[0], 0x202]
     registers += [0x33 | 0x2B << 48, 0, 0, 0, 0, 0]
     runner['_setitimer'](2, 0.001, 0.001)
@@ -240,13 +243,11 @@ def test_a_signal_left_behind_reaches_no_other_job(executor):
 
 def test_programs_that_keep_costing_their_child_are_forked(executor):
     """Another kept child costs ten forks: after some in a row, jobs get fresh ones for a while."""
-    hoards = "import math\ndef f(x):\n    math.left = [bytes(10 ** 6) for _ in range(10)]\n    return x"
-    children = set()
-    for number in range(40):
-        assert one(executor, hoards, str(number)).value == str(number)
-        children.add(kept_child(executor))
+    hoards = NATIVE + "def f(x):\n    sys.left = [bytes(10 ** 6) for _ in range(10)]\n    return tools()[2]['_kept']"
+    values = [one(executor, hoards, str(number)).value for number in range(40)]
+    assert set(values) == {"True", "False"}
+    assert values.count("True") < 10
     assert kept_child(executor) == 0
-    assert len(children) < 10
     for number in range(80):
         one(executor, DOUBLE, str(number))
     assert kept_child(executor)

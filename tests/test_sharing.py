@@ -274,10 +274,11 @@ def test_a_program_that_needs_longer_gets_its_whole_budget(executor):
 
 
 def test_memory_that_neighbours_took_is_no_verdict_on_the_next(executor):
-    hoards = "def f():\n    x = [0] * 3000000\n    x[0] = x\n    return 1"
+    hoards = "def f():\n    x = [0] * 5000000\n    x[0] = x\n    return 1"
+    asks = "def f():\n    try: return len(bytes(50 * 2**20))\n    except Exception: return 'refused'"
     limits = Limits(memory_bytes=64 * 2**20)
-    answers = executor.run([job(hoards, "", limits=limits) for _ in range(12)])
-    assert {result.value for (result,) in answers} == {"1"}
+    answers = executor.run([job(program, "", limits=limits) for _ in range(6) for program in (hoards, asks)])
+    assert [result.value for (result,) in answers] == ["1", str(50 * 2**20)] * 6
 
 
 def test_an_overrun_is_remembered():
@@ -292,6 +293,16 @@ def test_an_overrun_is_remembered():
 
 
 # --- audits ----------------------------------------------------------------------------------------------------------
+
+
+class Once:
+    """Draws what has the second that asks audited."""
+
+    def __init__(self) -> None:
+        self.draws = iter((1.0, 0.0))
+
+    def random(self) -> float:
+        return next(self.draws, 1.0)
 
 
 class Always:
@@ -317,6 +328,17 @@ def test_programs_that_may_differ_are_not_held_to_it():
         executor._memory.rng = Always()
         executor.run([job(program, str(n)) for n in range(5) for program in unsteady])
         assert executor.audits == (0, 0)
+
+
+def test_all_that_shared_a_child_with_an_unconfirmed_answer_run_again(monkeypatch):
+    monkeypatch.setattr(scheduling, "_is_fixed", lambda ticket: True)
+    address = "def f(n):\n    x = [[i] for i in range(n)]\n    return id(x)"
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        executor._memory.rng = Once()
+        with pytest.warns(RuntimeWarning, match="please report it"):
+            answers = executor.run([job(HONEST, "7"), *[job(address, str(n)) for n in (1000, 1001, 1002)]])
+        assert executor.audits == (1, 1)
+        assert [r.value for (r,) in answers[1:]] == [one(executor, address, str(n)).value for n in (1000, 1001, 1002)]
 
 
 def test_an_answer_that_an_audit_does_not_confirm_is_alarmed_and_replaced(monkeypatch):
