@@ -29,7 +29,11 @@ class ResultCache:
         """Return what stands for a job; nothing if this keeps nothing."""
         if not self._capacity:
             return b""
-        return hashlib.blake2b(repr(job).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+        limits = job.limits
+        numbers = (limits.cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
+        flags = (job.policy, job.literal_inputs, job.check_determinism)
+        content = repr((job.program, job.inputs, job.entry, numbers, flags))  # a dataclass takes thrice as long
+        return hashlib.blake2b(content.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
     def get(self, key: bytes) -> tuple[Execution, ...] | None:
         """Return what a job answered, or None."""
@@ -41,9 +45,14 @@ class ResultCache:
 
     def put(self, key: bytes, answer: tuple[Execution, ...]) -> None:
         """Remember what a job answered, if that is its own doing."""
-        if not self._capacity or any(_may_end_otherwise(execution) for execution in answer):
+        if not self._capacity:
             return
-        self._bytes += _size(answer) - _size(self._answers.pop(key, ()))
+        for execution in answer:
+            if execution.status is not Status.OK and _may_end_otherwise(execution):
+                return
+        if key in self._answers:
+            self._bytes -= _size(self._answers.pop(key))
+        self._bytes += _size(answer)
         self._answers[key] = answer
         while self._bytes > self._capacity:
             self._bytes -= _size(self._answers.popitem(last=False)[1])
@@ -56,4 +65,7 @@ def _may_end_otherwise(execution: Execution) -> bool:
 
 
 def _size(answer: tuple[Execution, ...]) -> int:
-    return sum(_ENTRY_BYTES + len(execution.value or "") + len(execution.message) for execution in answer)
+    size = _ENTRY_BYTES * len(answer)
+    for execution in answer:
+        size += len(execution.value or "") + len(execution.message)
+    return size

@@ -55,10 +55,9 @@ main()
 """
 
 # Canonical texts that need no parser to be recognised; most values are of these kinds.
-_PLAINLY_CANONICAL = re.compile(
-    r"(?:None|True|False|'[ -&(-\[\]-~]*'|(?:0|-?[1-9][0-9]{0,999})"
-    r"|\[(?:(?:0|-?[1-9][0-9]{0,99})(?:, (?:0|-?[1-9][0-9]{0,99}))*)?\])"
-)
+_SCALAR = r"(?:None|True|False|'[ -&(-\[\]-~]*'|0|-?[1-9][0-9]{0,999})"
+_FLAT = rf"(?:{_SCALAR}|\[(?:{_SCALAR}(?:, {_SCALAR})*)?\]|\({_SCALAR}(?:,|(?:, {_SCALAR})+)\))"
+_PLAINLY_CANONICAL = re.compile(rf"{_FLAT}|\[{_FLAT}(?:, {_FLAT})*\]|\({_FLAT}(?:,|(?:, {_FLAT})+)\)")
 
 
 class Server:

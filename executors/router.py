@@ -113,8 +113,39 @@ _BY_NAME = frozenset((_METHOD, _FROM, _IMPORT, *_STORES))
 # How Python 3.12 and later import a star.
 _INTRINSIC, _STAR_ARGUMENT, _STAR = opmap.get("CALL_INTRINSIC_1", _NO_OPERATION), 2, "*"
 _BINARY, _REMAINDERS = opmap["BINARY_OP"], (6, 19)  # `%` and `%=`
+_WRITERS = frozenset(("bytearray", "bytes", "chr"))  # may write a percent sign that stands nowhere
 _SHIFT = 1 if sys.version_info >= (3, 12) else 0  # the lowest bit of LOAD_ATTR says there whether it is a method
 _GENERATORS = 0x20 | 0x80 | 0x100 | 0x200  # flags of generators, coroutines and the like
+
+
+class Anatomy:
+    """What the router looks at of a compiled program.
+
+    Attributes:
+        pieces: The code of the program and of all that it defines.
+        names: That stand in any of them, for globals, attributes or modules.
+        operations: Of all of them.
+        generates: Whether there is a generator with a body.
+        catches: Whether anything in it may go on after an exception.
+    """
+
+    def __init__(self, code: CodeType) -> None:
+        self.pieces = pieces = [code]
+        names: set[str] = set()
+        operations = []
+        self.generates = self.catches = False
+        for piece in pieces:  # grows while it is walked
+            names.update(piece.co_names)
+            operations.append(piece.co_code[::2])
+            if piece.co_flags & _GENERATORS and piece.co_name != "<genexpr>":
+                self.generates = True
+            if piece.co_exceptiontable:
+                self.catches = True
+            for constant in piece.co_consts:
+                if type(constant) is CodeType:
+                    pieces.append(constant)
+        self.names = frozenset(names)
+        self.operations = b"".join(operations)
 
 
 class Router:
@@ -136,28 +167,22 @@ class Router:
         self._spaces += [vars(kind) for module in modules.values() for kind in _own_classes(module)]
         self._before = self._state()
 
-    def shares(self, code: CodeType) -> bool:
+    def shares(self, program: Anatomy) -> bool:
         """Return whether a program may run beside others."""
-        pieces, imports, owns = [code], False, False
-        for piece in pieces:  # grows while it is walked
-            operations = piece.co_code[::2]
-            generates = piece.co_flags & _GENERATORS and piece.co_name != "<genexpr>"
-            if generates or _has_any(operations, _ALONE_OPERATIONS):
-                return False
-            imports = imports or _IMPORT in operations
-            owns = owns or _has_any(operations, _OWN_OPERATIONS)
-            pieces += [constant for constant in piece.co_consts if type(constant) is CodeType]
-        return not (imports and owns) and all(self._leads_nowhere(piece, imports) for piece in pieces)
-
-    def _leads_nowhere(self, piece: CodeType, imports: bool) -> bool:
-        """Return whether every name of a piece of code is one that may be used; ``imports`` says by which rules."""
-        others = [name for name in piece.co_names if name not in self._safe]
-        special = _HARMLESS_GLOBALS if imports else _HARMLESS_GLOBALS | _SPECIAL
-        if any((name in self._unlisted or name[:2] == "__") and name not in special for name in others):
+        if program.generates or _has_any(program.operations, _ALONE_OPERATIONS):
             return False
-        if others or (_INTRINSIC != _NO_OPERATION and _INTRINSIC in piece.co_code[::2]):
-            return all(self._may(*step, imports) for step in _named_steps(piece))
-        return True
+        imports = _IMPORT in program.operations
+        if imports and _has_any(program.operations, _OWN_OPERATIONS):
+            return False
+        others = program.names - self._safe
+        hidden = {name for name in others if name[:2] == "__"}
+        if not hidden <= (_HARMLESS_GLOBALS if imports else _HARMLESS_GLOBALS | _SPECIAL):
+            return False
+        if not self._unlisted.isdisjoint(others - hidden):
+            return False
+        if not imports and not hidden and self._inner.isdisjoint(others):
+            return True
+        return all(self._may(*step, imports) for piece in program.pieces for step in _named_steps(piece))
 
     def _may(self, operation: int, name: str, imports: bool) -> bool:
         if operation == _IMPORT:
@@ -168,26 +193,19 @@ class Router:
             return True
         return not imports and name not in self._inner and name[:2] != "__"
 
-    def is_steady(self, code: CodeType) -> bool:
+    def is_steady(self, program: Anatomy) -> bool:
         """Return whether a program that may share gives the same whatever the hash seed, address and time.
 
         That holds for inputs without sets and percent signs alone.
         """
-        pieces, writes, takes_remainders = [code], False, False
-        for piece in pieces:
-            operations = piece.co_code[::2]
-            if not _UNSTEADY.isdisjoint(piece.co_names) or _has_any(operations, _UNSTEADY_OPERATIONS):
-                return False
-            writes = writes or "chr" in piece.co_names or "bytes" in piece.co_names or "bytearray" in piece.co_names
-            takes_remainders = takes_remainders or (_BINARY in operations and _has_remainder(piece.co_code))
-            for constant in piece.co_consts:
-                if type(constant) is CodeType:
-                    pieces.append(constant)
-                elif type(constant) is frozenset:
-                    return False
-                else:
-                    writes = writes or _has_percent(constant)
-        return not (writes and takes_remainders)
+        if not _UNSTEADY.isdisjoint(program.names) or _has_any(program.operations, _UNSTEADY_OPERATIONS):
+            return False
+        constants = [constant for piece in program.pieces for constant in piece.co_consts]
+        if any(type(constant) is frozenset for constant in constants):
+            return False
+        if _BINARY not in program.operations or not any(_has_remainder(piece.co_code) for piece in program.pieces):
+            return True
+        return _WRITERS.isdisjoint(program.names) and not any(map(_has_percent, constants))
 
     def changed(self) -> bool:
         """Return whether any name of the builtins, of a shared module or of its classes means something else now."""

@@ -23,7 +23,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import NamedTuple
 
 from selfplay_gym.executors.compiler import PROGRAM_NAME
-from selfplay_gym.executors.router import Router
+from selfplay_gym.executors.router import Anatomy, Router
 from selfplay_gym.executors.seccomp import JOB_BYTES
 from selfplay_gym.literals import NotALiteral, encode
 
@@ -201,10 +201,7 @@ def _has_room(size: int) -> bool:
 
 def _shared_frames(jobs: list[Job]) -> Iterator[bytes]:
     for job in jobs:
-        if _has_room(job.memory_bytes):
-            yield from frames(job, 0, shared=True)
-        else:  # earlier ones hold on to what is this one's
-            yield _pack(0, ALONE, 0, 0)
+        yield from frames(job, 0, shared=True)
         for stream in (_sys.stdout, _sys.stderr):  # the rest of `reset` no program that shares can reach
             if type(stream) is Null:
                 stream.left = STDOUT_CHARACTERS
@@ -340,10 +337,13 @@ class _Program:
             source = program.decode("utf-8", "surrogatepass") if self.job.is_text else program
             code = compile(source, PROGRAM_NAME, "exec", 0, True)
             if self._shared:
-                if not _router.shares(code):
+                anatomy = Anatomy(code)
+                # One that cannot catch a MemoryError ends by it where earlier ones hold what is its own, and is told.
+                short = anatomy.catches and not _has_room(self.job.memory_bytes)
+                if short or not _router.shares(anatomy):
                     self._refused = ALONE, 0, b""
                     return
-                self._ok = STEADY if self.job.stop and _router.is_steady(code) else OK
+                self._ok = STEADY if self.job.stop and _router.is_steady(anatomy) else OK
             self._code = code
         except _Expired:
             raise  # what stands says it, also for the runs that follow

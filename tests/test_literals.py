@@ -5,7 +5,7 @@ import contextlib
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from selfplay_gym import literals
@@ -250,8 +250,11 @@ def test_items_that_only_identity_tells_apart_are_refused(keep_order):
     assert encode({two[0]}) == "{nan}"
 
 
-@given(st.text("[]0123, -", max_size=12))
-def test_integers_are_read_the_same_by_the_fast_parser(text):
+@given(st.text("[]0123, -'a\"\\", max_size=12))
+@example("'a', [-1, 'b\"']")
+@example("'a' 'b'")
+@example("'a', ['(', ' [1']")
+def test_simple_values_are_read_the_same_by_the_fast_parser(text):
     def read() -> str:
         try:
             return repr(parse_arguments(text))
@@ -260,5 +263,5 @@ def test_integers_are_read_the_same_by_the_fast_parser(text):
 
     fast = read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(literals, "_integers", lambda text: None)
+        patch.setattr(literals, "_as_in_json", lambda text: None)
         assert read() == fast
