@@ -37,7 +37,7 @@ LARGEST_KEPT = 32 * 2**10  # bytes of a message that a kept child takes: a pipe 
 MOST_FRESH = 64  # jobs in fresh children after kept ones were lost again and again
 START_MILLISECONDS = 5000  # for a kept child to get ready
 
-_DESCRIPTORS = struct.Struct("<cxxx3i")
+_DESCRIPTORS = struct.Struct("<cxxx4i")
 _READY, _GO, _REFUSED = b"R", b"G", b"F"
 _SIGNALS = {
     value: name

@@ -16,11 +16,13 @@ import builtins
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from opcode import opmap
+from operator import is_
 from types import CodeType, ModuleType
 
+_END = object()
 _modules = sys.modules  # bound here: a program may replace the attribute
-_State = tuple[tuple[int, ...], ...]
 
 BUILTINS = frozenset((
     "abs", "all", "any", "bin", "bool", "bytearray", "bytes", "callable", "chr", "complex", "dict", "divmod",
@@ -109,9 +111,9 @@ _UNSTEADY_OPERATIONS = _codes(
 _NO_OPERATION = 255  # stands for what this version does not have
 _ATTRIBUTE, _METHOD = opmap["LOAD_ATTR"], opmap.get("LOAD_METHOD", _NO_OPERATION)
 _FROM, _IMPORT, _EXTENDED = opmap["IMPORT_FROM"], opmap["IMPORT_NAME"], opmap["EXTENDED_ARG"]
-_BY_NAME = frozenset((_METHOD, _FROM, _IMPORT, *_STORES))
 # How Python 3.12 and later import a star.
 _INTRINSIC, _STAR_ARGUMENT, _STAR = opmap.get("CALL_INTRINSIC_1", _NO_OPERATION), 2, "*"
+_LOOKED_AT = frozenset((_ATTRIBUTE, _METHOD, _FROM, _IMPORT, *_STORES, _INTRINSIC))
 _BINARY, _REMAINDERS = opmap["BINARY_OP"], (6, 19)  # `%` and `%=`
 _WRITERS = frozenset(("bytearray", "bytes", "chr"))  # may write a percent sign that stands nowhere
 _SHIFT = 1 if sys.version_info >= (3, 12) else 0  # the lowest bit of LOAD_ATTR says there whether it is a method
@@ -165,7 +167,7 @@ class Router:
         self._unlisted = frozenset(vars(builtins)) - BUILTINS
         self._spaces: list[Mapping[str, object]] = [vars(builtins), *(vars(module) for module in modules.values())]
         self._spaces += [vars(kind) for module in modules.values() for kind in _own_classes(module)]
-        self._before = self._state()
+        self._before = self._values()
 
     def shares(self, program: Anatomy) -> bool:
         """Return whether a program may run beside others."""
@@ -201,32 +203,37 @@ class Router:
         if not _UNSTEADY.isdisjoint(program.names) or _has_any(program.operations, _UNSTEADY_OPERATIONS):
             return False
         constants = [constant for piece in program.pieces for constant in piece.co_consts]
-        if any(type(constant) is frozenset for constant in constants):
+        if frozenset in map(type, constants):
             return False
-        if _BINARY not in program.operations or not any(_has_remainder(piece.co_code) for piece in program.pieces):
+        if _BINARY not in program.operations:
             return True
-        return _WRITERS.isdisjoint(program.names) and not any(map(_has_percent, constants))
+        if _WRITERS.isdisjoint(program.names) and not any(map(_has_percent, constants)):
+            return True
+        return not any(_has_remainder(piece.co_code) for piece in program.pieces)
 
     def changed(self) -> bool:
         """Return whether any name of the builtins, of a shared module or of its classes means something else now."""
-        return self._state() != self._before
+        return not all(map(is_, self._values(), self._before))
 
-    def _state(self) -> _State:
-        return tuple(tuple(map(id, space.values())) for space in self._spaces)
+    def _values(self) -> list[object]:
+        """Return all values and an end, which in a shorter or longer list stands against something else."""
+        return [*chain.from_iterable(space.values() for space in self._spaces), _END]
 
 
 def _named_steps(piece: CodeType) -> Iterator[tuple[int, str]]:
     """Yield the operations that read, store or import by name, and whatever else needs a look."""
-    code, names, high = piece.co_code, piece.co_names, 0
-    for at in range(0, len(code), 2):
-        operation, argument = code[at], code[at + 1] | high
-        high = argument << 8 if operation == _EXTENDED else 0
+    code, operations, names = piece.co_code, piece.co_code[::2], piece.co_names
+    for at in [at for at, operation in enumerate(operations) if operation in _LOOKED_AT]:
+        operation, argument, before = operations[at], code[2 * at + 1], at - 1
+        while before >= 0 and operations[before] == _EXTENDED:
+            argument |= code[2 * before + 1] << 8 * (at - before)
+            before -= 1
         if operation == _ATTRIBUTE:
             yield operation, names[argument >> _SHIFT]
-        elif operation in _BY_NAME:
-            yield operation, names[argument]
         elif operation == _INTRINSIC:
             yield operation, _STAR if argument == _STAR_ARGUMENT else ""
+        else:
+            yield operation, names[argument]
 
 
 def _attributes(modules: Mapping[str, ModuleType]) -> frozenset[str]:

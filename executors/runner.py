@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, TracebackType
 from typing import NamedTuple
 
-from selfplay_gym.executors.compiler import PROGRAM_NAME
+from selfplay_gym.executors.compiler import PROGRAM_NAME, compiled
 from selfplay_gym.executors.router import Anatomy, Router
 from selfplay_gym.executors.seccomp import JOB_BYTES
 from selfplay_gym.literals import NotALiteral, encode
@@ -79,13 +79,14 @@ class Job(NamedTuple):
 
 
 # Closes what several jobs did in one child; the server knows the answer.
-KNOWN = Job(
-    program=b"""
+_KNOWN_PROGRAM = b"""
 def f(words, n):
     counts = {word: len(word) for word in sorted(set(words))}
     squares = [i * i for i in range(n) if i % 2]
     return counts, squares, max(squares), str(1.5), "-".join(reversed(words)), isinstance(n, int), abs(-n)
-""",
+"""
+KNOWN = Job(
+    program=_KNOWN_PROGRAM,
     is_text=True,
     entry="f",
     inputs=(marshal.dumps(([["b", "aa"], 6], {})),),
@@ -96,6 +97,7 @@ def f(words, n):
     wall_seconds=1.0,
     memory_bytes=2**24,
     output_bytes=1024,
+    code=compiled(_KNOWN_PROGRAM),
 )
 
 
@@ -314,7 +316,10 @@ class _Program:
                 return ERROR, 0, _words("NameError", f"the program defines no {self.job.entry!r}")
             value = function(*positional, **keywords)  # type: ignore[operator]
         except BaseException:
-            return _failure()
+            outcome = _failure()
+            # The interpreter may call it a SystemError, or anything, where it gets no memory.
+            short = self._shared and outcome[0] == ERROR and not _has_room(self.job.memory_bytes)
+            return (MEMORY, 0, b"MemoryError\0") if short else outcome
         finally:
             if self._shared:  # functions hold on to their globals: what was large would stay until it is collected
                 namespace.clear()
@@ -338,7 +343,7 @@ class _Program:
             code = compile(source, PROGRAM_NAME, "exec", 0, True)
             if self._shared:
                 anatomy = Anatomy(code)
-                # One that cannot catch a MemoryError ends by it where earlier ones hold what is its own, and is told.
+                # One that cannot catch an error fails where earlier ones hold memory that is its own, and is run again.
                 short = anatomy.catches and not _has_room(self.job.memory_bytes)
                 if short or not _router.shares(anatomy):
                     self._refused = ALONE, 0, b""

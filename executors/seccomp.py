@@ -70,7 +70,6 @@ X86_64 = Table(
         12,  # brk
         15,  # rt_sigreturn
         24,  # sched_yield
-        25,  # mremap
         35,  # nanosleep
         36,  # getitimer
         60,  # exit
@@ -138,7 +137,6 @@ AARCH64 = Table(
         169,  # gettimeofday
         214,  # brk
         215,  # munmap
-        216,  # mremap
     ),
     lasting=(
         233,  # madvise

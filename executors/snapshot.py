@@ -8,8 +8,10 @@ fault that would tell.
 
 Nothing here believes the process: it is stopped by ptrace, and what is put back is read from the server's own memory.
 A program may have gained native code there, so `restore` looks for all it could have done to mappings and signals, and
-gives up where it finds anything. Beyond that, the filter must forbid what the kernel keeps for a process beside memory
-and registers (handlers, descriptors, protection), and the process itself must stop its timer before each job.
+gives up where it finds anything: new or moved memory is not watched, memory that is gone is missing from the sum. That
+sum could be made right only by growing what is watched, so the filter must forbid `mremap`; and beyond that whatever
+the kernel keeps for a process beside memory and registers (handlers, descriptors, protection, advice). The process
+itself must stop its timer before each job.
 
 Needs Linux 6.7, and ptrace of one's own child. Standard library only.
 """
@@ -17,6 +19,7 @@ Needs Linux 6.7, and ptrace of one's own child. Standard library only.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
 import os
 import struct
@@ -37,6 +40,7 @@ _PR_SET_DUMPABLE = 4
 _DONT_FORK = 10
 _REGISTER_BYTES = 16384
 _MOST_RANGES = 4096
+_MOST_UNWATCHED = 2**20  # bytes, read each time
 _MOST_VECTORS = 1024  # the kernel's IOV_MAX
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -55,7 +59,7 @@ class _Vector(ctypes.Structure):
 
 
 class _Mapping(NamedTuple):
-    """A range of the process's memory, and where its copy is in ours."""
+    """A range of memory that the process may write, and where its copy is in ours."""
 
     start: int
     end: int
@@ -65,8 +69,8 @@ class _Mapping(NamedTuple):
 class _Plan(NamedTuple):
     """One call that copies ranges of ours to ranges of the process's memory."""
 
-    ours: ctypes.Array[_Vector]
-    theirs: ctypes.Array[_Vector]
+    ours: ctypes.Array[ctypes.c_char]  # starts and lengths
+    theirs: ctypes.Array[ctypes.c_char]
     ranges: ctypes.c_ulong  # how many
     size: int
 
@@ -91,7 +95,7 @@ def open_own(proc: int) -> tuple[int, ...]:
     userfault = _checked(_libc.syscall(ctypes.c_long(number), ctypes.c_long(flags)), "userfaultfd")
     features = struct.pack("<QQQ", _UFFD_VERSION, _UNPOPULATED_TOO | _ASYNCHRONOUS, 0)
     _ioctl(userfault, _UFFD_API, ctypes.create_string_buffer(features, len(features)))
-    return (userfault, *(os.open(f"self/{name}", os.O_RDONLY, dir_fd=proc) for name in ("pagemap", "maps")))
+    return (userfault, *(os.open(f"self/{name}", os.O_RDONLY, dir_fd=proc) for name in ("pagemap", "maps", "statm")))
 
 
 class Snapshot:
@@ -114,7 +118,7 @@ class Snapshot:
         self._owned: list[int] = []
         self._memory = (0, 0)  # where the copy is, and its bytes
         self._mappings: list[_Mapping] = []
-        self._last_written = b""
+        self._last_changed = b""
         self._plans: list[_Plan] = []
         self._restores = self._pages = 0
         # Buffers that the kernel reads and writes.
@@ -132,7 +136,7 @@ class Snapshot:
             raise
         finally:
             os.close(handle)
-        self._userfault, self._pagemap, self._maps = self._owned
+        self._userfault, self._pagemap, self._maps, self._sizes = self._owned
 
     def take(self) -> None:
         """Stop the process and remember it as it is.
@@ -141,15 +145,27 @@ class Snapshot:
             OSError, SnapshotLost: The kernel refuses something, or the process has ended.
         """
         self.stop()
-        self._layout = self._read_layout()
-        self._mappings = self._place_copies()
+        ranges = _ranges_of(self._read_layout())
+        self._span = ranges[0][0], ranges[-1][1]
+        self._mappings = self._place_copies(ranges)
         self._starts = [mapping.start for mapping in self._mappings]
         for mapping in self._mappings:
-            self._ioctl_range(_UFFD_REGISTER, mapping, _PROTECT, 0)
+            self._on_range(_UFFD_REGISTER, mapping.start, mapping.end, _PROTECT, 0)
         self._copy_memory()
         self._keep_registers()
         self._protect_all()
-        self._unwatched = self._scan(0, _WATCHED)
+        for start, end, access in ranges:
+            if b"w" not in access:
+                self._watch_constant(start, end)
+        self._unwatched = _Unwatched(self._process, self._scan(any_of=_WATCHED | _WRITTEN, inverted=_WATCHED))
+        self._size = self._read_size()
+
+    def _watch_constant(self, start: int, end: int) -> None:
+        """Watch memory that the process cannot write, so that it shows if other memory takes its place."""
+        # What the kernel refuses is either listed as not watched, or its own and never listed: other memory would be.
+        with contextlib.suppress(OSError):
+            self._on_range(_UFFD_REGISTER, start, end, _PROTECT, 0)
+            self._on_range(_UFFD_PROTECT, start, end, 1)
 
     def _keep_registers(self) -> None:
         self._registers = [_RegisterSet(which) for which in (_GENERAL, _MACHINES[os.uname().machine][1])]
@@ -188,13 +204,16 @@ class Snapshot:
             raise SnapshotLost(str(error)) from error
 
     def _restore(self) -> None:
-        self._check_unmoved()
+        if self._read_size() != self._size:
+            raise SnapshotLost("its memory grew or shrank")
+        if not self._unwatched.is_unchanged():
+            raise SnapshotLost("memory was replaced")
         self._check_no_signals()
-        written = self._scan(_WATCHED | _WRITTEN, 0)
-        if written != self._last_written:
-            self._plans = self._plans_for(written)
+        changed = self._scan(any_of=_WATCHED | _WRITTEN, inverted=_WATCHED)
+        if changed != self._last_changed:
+            self._plans = self._plans_for(changed)
             self._pages = sum(plan.size for plan in self._plans) // _PAGE
-            self._last_written = written
+            self._last_changed = changed
         for plan in self._plans:
             vectors = (plan.ours, plan.ranges, plan.theirs, plan.ranges)
             if _libc.process_vm_writev(self._process, *vectors, ctypes.c_ulong(0)) != plan.size:
@@ -205,17 +224,6 @@ class Snapshot:
         self._restores += 1
         if self._restores >= _MOST_RESTORES or self._pages > _MOST_PAGES:
             self._protect_all()
-
-    def _check_unmoved(self) -> None:
-        """Look for memory that was given back, moved, or put where other memory was."""
-        if self._read_layout() != self._layout:
-            raise SnapshotLost("its mappings changed")
-        # The list may read the same after memory was moved away and back, or replaced: that is watched no more.
-        if self._scan(0, _WATCHED) != self._unwatched:
-            raise SnapshotLost("some of its memory was replaced")
-        # Protected pages are present, swapped or marked (which counts as swapped), unless they were given back.
-        if self._scan(_WATCHED, _PRESENT | _SWAPPED):
-            raise SnapshotLost("it gave memory back")
 
     def _check_no_signals(self) -> None:
         """Look for signals that wait for the next job."""
@@ -235,6 +243,10 @@ class Snapshot:
             _libc.munmap(*map(ctypes.c_void_p, self._memory))
         self._memory = (0, 0)
 
+    def _read_size(self) -> bytes:
+        """Return the pages of all mappings together, in decimals."""
+        return os.pread(self._sizes, 64, 0).partition(b" ")[0]
+
     def _read_layout(self) -> bytes:
         """Return the process's list of mappings, as the kernel writes it."""
         text, at = b"", 0
@@ -243,9 +255,9 @@ class Snapshot:
             at += len(part)
         return text
 
-    def _place_copies(self) -> list[_Mapping]:
+    def _place_copies(self, found: list[tuple[int, int, bytes]]) -> list[_Mapping]:
         """Return the mappings that the process may write, each with its place in one block that no fork inherits."""
-        writable = [found for found in _ranges_of(self._layout) if b"w" in found[2]]
+        writable = [(start, end, access) for start, end, access in found if b"w" in access]
         if any(b"s" in access for *_, access in writable):
             raise SnapshotLost("it shares memory that it may write")
         ranges = [(start, end) for start, end, _ in writable]
@@ -263,27 +275,29 @@ class Snapshot:
 
     def _copy_memory(self) -> None:
         """Copy what is there; what was never touched is zero there and here."""
-        for plan in self._plans_for(self._scan(_WATCHED, 0, any_of=_PRESENT | _SWAPPED)):
+        for plan in self._plans_for(self._scan(all_of=_WATCHED, any_of=_PRESENT | _SWAPPED)):
             vectors = (plan.ours, plan.ranges, plan.theirs, plan.ranges)
             if _libc.process_vm_readv(self._process, *vectors, ctypes.c_ulong(0)) != plan.size:
                 raise OSError(ctypes.get_errno(), "process_vm_readv")
 
     def _protect_all(self) -> None:
         for mapping in self._mappings:
-            self._ioctl_range(_UFFD_PROTECT, mapping, 1)
+            self._on_range(_UFFD_PROTECT, mapping.start, mapping.end, 1)
         self._restores = self._pages = 0
-        self._last_written = b""
+        self._last_changed = b""
         self._plans = []
 
-    def _ioctl_range(self, request: int, mapping: _Mapping, *numbers: int) -> None:
-        values = (mapping.start, mapping.end - mapping.start, *numbers)
-        argument = struct.pack(f"<{len(values)}Q", *values)
+    def _on_range(self, request: int, start: int, end: int, *numbers: int) -> None:
+        argument = struct.pack(f"<{2 + len(numbers)}Q", start, end - start, *numbers)
         _ioctl(self._userfault, request, ctypes.create_string_buffer(argument, len(argument)))
 
-    def _scan(self, have: int, lack: int, any_of: int = 0) -> bytes:
-        """Return the ranges of writable memory whose pages have and lack these properties, as the kernel lists them."""
-        limits = (self._starts[0], self._mappings[-1].end, 0, ctypes.addressof(self._ranges), _MOST_RANGES)
-        request = struct.pack("<12Q", 96, 0, *limits, 0, lack, have | lack, any_of, _WATCHED)
+    def _scan(self, any_of: int, all_of: int = 0, inverted: int = 0) -> bytes:
+        """Return the ranges whose pages have these properties, and whether they are watched, as the kernel lists them.
+
+        Properties that are ``inverted`` count where a page lacks them.
+        """
+        limits = (*self._span, 0, ctypes.addressof(self._ranges), _MOST_RANGES)
+        request = struct.pack("<12Q", 96, 0, *limits, 0, inverted, all_of, any_of, _WATCHED)
         ctypes.memmove(self._request, request, len(request))
         count = _ioctl(self._pagemap, _PAGEMAP_SCAN, self._request)
         if count >= _MOST_RANGES:
@@ -292,31 +306,74 @@ class Snapshot:
 
     def _plans_for(self, listed: bytes) -> list[_Plan]:
         """Prepare the copying of these ranges, in as many calls as the kernel needs."""
-        ours, theirs = [], []
-        for start, end, _ in struct.iter_unpack("<3Q", listed):
+        ours: list[int] = []  # start and length, in turn, as the kernel takes them
+        theirs: list[int] = []
+        for start, end, kind in struct.iter_unpack("<3Q", listed):
+            if not kind & _WATCHED:
+                if (start, end) in self._unwatched.ranges:
+                    continue
+                raise SnapshotLost("there is new memory")
             while start < end:  # the kernel joins ranges of neighbouring mappings
-                mapping = self._mappings[bisect.bisect_right(self._starts, start) - 1]
+                mapping = self._mappings[max(0, bisect.bisect_right(self._starts, start) - 1)]
                 length = min(end, mapping.end) - start
-                if length <= 0:
+                if length <= 0 or start < mapping.start:
                     raise SnapshotLost("there was nothing before")
-                ours.append(_Vector(mapping.copy + start - mapping.start, length))
-                theirs.append(_Vector(start, length))
+                ours += (mapping.copy + start - mapping.start, length)
+                theirs += (start, length)
                 start += length
-        plans = []
-        for at in range(0, len(ours), _MOST_VECTORS):
-            some, others = ours[at : at + _MOST_VECTORS], theirs[at : at + _MOST_VECTORS]
-            kind, size = _Vector * len(some), sum(vector.length for vector in some)
-            plans.append(_Plan(kind(*some), kind(*others), ctypes.c_ulong(len(some)), size))
-        return plans
+        steps = range(0, len(ours), 2 * _MOST_VECTORS)
+        return [_plan(ours[at : at + 2 * _MOST_VECTORS], theirs[at : at + 2 * _MOST_VECTORS]) for at in steps]
+
+
+def _plan(ours: list[int], theirs: list[int]) -> _Plan:
+    buffers = (ctypes.create_string_buffer(struct.pack(f"<{len(side)}Q", *side)) for side in (ours, theirs))
+    return _Plan(*buffers, ctypes.c_ulong(len(ours) // 2), sum(ours[1::2]))
+
+
+class _Unwatched:
+    """The little constant memory that the kernel refuses to watch, such as files that are mapped shared.
+
+    Attributes:
+        ranges: Their starts and ends.
+
+    Args:
+        process: Stopped.
+        listed: As `Snapshot._scan` lists it.
+
+    Raises:
+        SnapshotLost: It is not to be read, or too much.
+    """
+
+    def __init__(self, process: int, listed: bytes) -> None:
+        self._process = process
+        self.ranges = {(start, end) for start, end, _ in struct.iter_unpack("<3Q", listed)}
+        self._size = sum(end - start for start, end in self.ranges)
+        if self._size > _MOST_UNWATCHED or len(self.ranges) > _MOST_VECTORS:
+            raise SnapshotLost("too much memory that cannot be watched")
+        self._buffer = ctypes.create_string_buffer(max(1, self._size))
+        self._ours = _Vector(ctypes.addressof(self._buffer), self._size)
+        self._theirs = (_Vector * len(self.ranges))(*(_Vector(start, end - start) for start, end in self.ranges))
+        self._content = self._read()
+
+    def _read(self) -> bytes:
+        vectors = (ctypes.byref(self._ours), ctypes.c_ulong(1), self._theirs, ctypes.c_ulong(len(self.ranges)))
+        if _libc.process_vm_readv(self._process, *vectors, ctypes.c_ulong(0)) != self._size:
+            raise SnapshotLost("some of its memory cannot be read")
+        return self._buffer.raw
+
+    def is_unchanged(self) -> bool:
+        """Return whether the same stands there as at first."""
+        return self._read() == self._content
 
 
 def _ranges_of(layout: bytes) -> list[tuple[int, int, bytes]]:
-    """Return start, end and access of every mapping."""
+    """Return start, end and access of every mapping, but for the page that the kernel maps for all."""
     ranges = []
     for line in layout.splitlines():
         place, access, _ = line.split(None, 2)
         start, _, end = place.partition(b"-")
-        ranges.append((int(start, 16), int(end, 16), access))
+        if int(start, 16) < 2**63:
+            ranges.append((int(start, 16), int(end, 16), access))
     return ranges
 
 

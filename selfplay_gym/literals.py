@@ -20,6 +20,8 @@ MAX_DEPTH = 50
 MAX_INT_BITS = 14_000  # below CPython's limit of 4300 decimal digits, so that writing a value never raises
 
 _SCALARS = frozenset({bool, int, float, str, bytes, type(None)})
+_NUMBERS = frozenset({bool, int, float, type(None)})
+_FEW = 100  # numbers, written without counting characters on the way
 # An escape or a number that runs into a word may be warned of; nothing else in a literal is.
 _MAY_WARN = re.compile(r"\\|[0-9][A-Za-z_]")
 _AS_IN_JSON = re.compile(r"(?:[\[\]0-9, -]|'[ !#-&(-\[\]-~]*')*")  # but for the quotes
@@ -83,7 +85,13 @@ def encode(value: object, limit: int = MAX_TEXT, *, keep_order: bool = False) ->
         NotALiteral: A type outside the set (subclasses included), nesting over `MAX_DEPTH`, or a text over ``limit``
             UTF-8 bytes. The message is ``"too large"`` in the last case.
     """
-    text = _Encoder(limit, keep_order).write(value, MAX_DEPTH)
+    kind = type(value)
+    if kind in _SCALARS:
+        text = _scalar(value)
+    elif kind is list and len(value) <= _FEW and _NUMBERS.issuperset(map(type, value)):  # type: ignore[arg-type]
+        text = "[" + ", ".join(map(_scalar, value)) + "]"  # type: ignore[call-overload]
+    else:
+        text = _Encoder(limit, keep_order).write(value, MAX_DEPTH)
     if len(text.encode("utf-8", "surrogatepass")) > limit:
         raise NotALiteral("too large")
     return text

@@ -179,28 +179,40 @@ def tools():
         runner = frame.f_globals if '_reserve' in frame.f_globals else runner
         frame = frame.f_back
     walls = frame.f_globals['walls']
-    walls._libc.mmap.restype = walls._libc.mremap.restype = walls.ctypes.c_void_p
+    walls._libc.mmap.restype = walls.ctypes.c_void_p
     return walls._libc, walls.ctypes, runner
 """
 
-MOVES_A_MAPPING = (
+# The page of the C functions, put in place of itself: the list of mappings reads the same, but nobody watches it.
+REPLACES_A_MAPPING = (
     NATIVE
     + """
 import math
 def f():
-    # The page of the C functions, moved away and back: the list of mappings reads the same, but nobody watches it.
     libc, c, _ = tools()
     floor, ceil = (c.c_void_p.from_address(id(function) + 16).value for function in (math.floor, math.ceil))
-    page, size = c.c_void_p(floor & ~4095), c.c_size_t(4096)
-    elsewhere = c.c_void_p(libc.mmap(None, size, 3, 0x22, -1, c.c_long(0)))
-    libc.mremap(page, size, size, 3, elsewhere)
-    libc.mremap(elsewhere, size, size, 3, page)
+    page = floor & ~4095
+    content = c.string_at(page, 4096)
+    libc.mmap(c.c_void_p(page), c.c_size_t(4096), 3, 0x32, -1, c.c_long(0))
+    c.memmove(page, content, 4096)
     a, b = c.c_void_p.from_address(floor + 8), c.c_void_p.from_address(ceil + 8)
     a.value, b.value = b.value, a.value
     return math.floor(1.5)
 """
 )
 
+# As much memory as it gives back elsewhere: the sum is the same.
+PUTS_MEMORY_ELSEWHERE = (
+    NATIVE
+    + """
+def f():
+    libc, c, runner = tools()
+    page, size = id(runner['_reserve'][0]) & ~4095, c.c_size_t(4096)
+    libc.munmap(c.c_void_p(page), size)
+    c.memset(libc.mmap(None, size, 3, 0x22, -1, c.c_long(0)), 1, 1)
+    return 1
+"""
+)
 LEAVES_A_SIGNAL = (
     NATIVE
     + """
@@ -222,13 +234,83 @@ def f():
 )
 
 
-def test_memory_moved_away_and_back_is_not_believed(executor):
+def test_memory_in_the_place_of_other_is_not_believed(executor):
     honest = "import math\ndef f(x): return math.floor(x), math.ceil(x)"
     assert one(executor, honest, "2.5").value == "(2, 3)"
     child = kept_child(executor)
-    assert one(executor, MOVES_A_MAPPING).value == "2"
+    assert one(executor, REPLACES_A_MAPPING).value == "2"
     assert {one(executor, honest, "2.5").value for _ in range(3)} == {"(2, 3)"}
     assert kept_child(executor) != child
+
+
+def test_memory_given_back_here_and_taken_there_is_not_believed(executor):
+    assert one(executor, DOUBLE, "1").value == "2"
+    child = kept_child(executor)
+    assert one(executor, PUTS_MEMORY_ELSEWHERE).value == "1"
+    assert one(executor, HONEST, "7").value == HONEST_VALUE
+    assert kept_child(executor) != child
+
+
+SNAPSHOT_OF_A_PROCESS = """
+import ctypes, os, struct, sys
+from selfplay_gym.executors.snapshot import Snapshot, SnapshotLost, open_own
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+page, size = ctypes.c_void_p(libc.mmap(None, ctypes.c_size_t(8192), 3, 0x22, -1, ctypes.c_long(0))), 4096
+def nothing(): pass
+def writes(): ctypes.memset(page, 7, 1)
+def moves():
+    libc.munmap(page, ctypes.c_size_t(size))
+    ctypes.memset(libc.mmap(None, ctypes.c_size_t(size), 3, 0x22, -1, ctypes.c_long(0)), 7, 1)
+def grows_the_stack():
+    (start,) = [int(line.partition("-")[0], 16) for line in open("/proc/self/maps") if "[stack]" in line]
+    libc.munmap(page, ctypes.c_size_t(size))
+    ctypes.memset(start - size, 7, 1)
+def grows_the_heap():
+    libc.munmap(page, ctypes.c_size_t(size))
+    libc.sbrk(ctypes.c_long(size))
+act = globals()[sys.argv[1]]
+to_child, from_child = os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    os.write(from_child[1], struct.pack("4i", *open_own(os.open("/proc", os.O_RDONLY))))
+    os.read(to_child[0], 1)
+    os.write(from_child[1], b"r")
+    os.read(to_child[0], 1)
+    act()
+    os.write(from_child[1], b"d")
+    os.read(to_child[0], 1)
+snapshot = Snapshot(child, struct.unpack("4i", os.read(from_child[0], 16)))
+os.write(to_child[1], b"g")
+os.read(from_child[0], 1)
+snapshot.take()
+try:
+    for _ in range(3):
+        os.write(to_child[1], b"g")
+        snapshot.resume()
+        os.read(from_child[0], 1)
+        snapshot.stop()
+        snapshot.restore()
+    print("put back")
+except SnapshotLost as lost:
+    print(lost)
+os.kill(child, 9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        ("nothing", "put back"),
+        ("writes", "put back"),
+        ("moves", "there is new memory"),
+        ("grows_the_stack", "there was nothing before"),
+        ("grows_the_heap", "there is new memory"),
+    ],
+)
+def test_a_sum_of_memory_that_was_made_right_again_is_seen_through(executor, act, says):
+    done = subprocess.run([sys.executable, "-c", SNAPSHOT_OF_A_PROCESS, act], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == says, done.stderr
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="written for the registers of x86-64")

@@ -18,7 +18,7 @@ from selfplay_gym.bench_programs import programs
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors import scheduling
 from selfplay_gym.executors.cache import ResultCache
-from selfplay_gym.executors.router import Router
+from selfplay_gym.executors.router import Anatomy, Router
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.executors.tickets import LARGEST_PARCEL, Ticket, next_parcel
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
@@ -120,12 +120,12 @@ def code(program: str):
 
 @pytest.mark.parametrize("program", SHARES)
 def test_ordinary_programs_share(router, program):
-    assert router.shares(code(program))
+    assert router.shares(Anatomy(code(program)))
 
 
 @pytest.mark.parametrize("program", ALONE)
 def test_programs_that_reach_further_run_alone(router, program):
-    assert not router.shares(code(program))
+    assert not router.shares(Anatomy(code(program)))
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,12 @@ def test_programs_that_reach_further_run_alone(router, program):
     ],
 )
 def test_what_may_depend_on_the_hash_seed_or_an_address_is_not_steady(router, program):
-    assert not router.is_steady(code(program))
+    assert not router.is_steady(Anatomy(code(program)))
 
 
 def test_plain_computation_is_steady(router):
-    assert router.is_steady(code("def f(x):\n    y = [i * i for i in x if i % 2]\n    return sorted(y), {'a': sum(y)}"))
+    program = "def f(x):\n    y = [i * i for i in x if i % 2]\n    return sorted(y), {'a': sum(y)}"
+    assert router.is_steady(Anatomy(code(program)))
 
 
 @pytest.mark.parametrize("text", ["{'a', 'b', 'c', 'd', 'e', 'f'}", "[{1, 'b', 'c', 'd', 'e', 'a'}]"])
@@ -176,7 +177,7 @@ TAMPERING = {
 def test_tampering_with_the_interpreter_shows(name):
     script = f"""
         import builtins, collections, math
-        from selfplay_gym.executors.router import Router
+        from selfplay_gym.executors.router import Anatomy, Router
         router = Router()
         assert not router.changed()
         {TAMPERING[name]}
