@@ -18,6 +18,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from selfplay_gym.executors.cache import ResultCache
 from selfplay_gym.executors.connection import KINDS, Server
@@ -322,10 +323,14 @@ class Batch:
 
 
 def _first_ticket(index: int, job: Job, kind: str, key: bytes) -> Ticket:
-    runs = tuple(number for number in range(len(job.inputs)) for _ in range(1 + job.check_determinism))
-    ticket = Ticket(index, job, kind, runs, job.check_determinism)
+    ticket = Ticket(index, job, kind, _runs(len(job.inputs), 1 + job.check_determinism), job.check_determinism)
     ticket.key = key
     return ticket
+
+
+@lru_cache(maxsize=256)
+def _runs(inputs: int, repeats: int) -> tuple[int, ...]:
+    return tuple(number for number in range(inputs) for _ in range(repeats))
 
 
 def _anew(ticket: Ticket) -> Ticket:
@@ -344,10 +349,7 @@ def _is_fixed(ticket: Ticket) -> bool:
 
 
 def _all_ok(executions: list[Execution]) -> bool:
-    for execution in executions:  # called for every answer: `all` takes thrice as long
-        if execution.status is not Status.OK:
-            return False
-    return True
+    return not [execution for execution in executions if execution.status is not Status.OK]  # faster than `all`
 
 
 def _outcomes(executions: Sequence[Execution]) -> list[str]:

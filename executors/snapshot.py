@@ -326,8 +326,8 @@ class Snapshot:
 
 
 def _plan(ours: list[int], theirs: list[int]) -> _Plan:
-    buffers = (ctypes.create_string_buffer(struct.pack(f"<{len(side)}Q", *side)) for side in (ours, theirs))
-    return _Plan(*buffers, ctypes.c_ulong(len(ours) // 2), sum(ours[1::2]))
+    vectors = [ctypes.create_string_buffer(struct.pack(f"<{len(side)}Q", *side)) for side in (ours, theirs)]
+    return _Plan(vectors[0], vectors[1], ctypes.c_ulong(len(ours) // 2), sum(ours[1::2]))
 
 
 class _Unwatched:

@@ -7,6 +7,7 @@ import re
 import struct
 import time
 from collections import deque
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -77,11 +78,23 @@ class Ticket:
         job, limits = self.job, self.job.limits
         is_text = isinstance(job.program, str)
         program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
-        most = literals.MAX_TEXT + 1  # is refused as any more, and less to keep
-        inputs = tuple(_marshalled(text[:most]) for text in job.inputs) if job.literal_inputs else job.inputs
+        inputs: Iterable[str | bytes] = job.inputs
+        if job.literal_inputs:
+            most = literals.MAX_TEXT + 1  # is refused as any more, and less to keep
+            inputs = [_marshalled(text[:most]) for text in job.inputs]
         cpu_seconds = FAST_SECONDS if self.is_hurried else limits.cpu_seconds
         numbers = (cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
-        return (program, is_text, job.entry, inputs, self.runs, job.literal_inputs, self.stop, *numbers, self.separate)
+        return (
+            program,
+            is_text,
+            job.entry,
+            tuple(inputs),
+            self.runs,
+            job.literal_inputs,
+            self.stop,
+            *numbers,
+            self.separate,
+        )
 
 
 class Parcel:

@@ -37,6 +37,7 @@ class Watch:
         self._runner = child_side
         self._jobs = jobs
         self._at = 0  # the job whose frames come next
+        self._job = jobs[0]
         self._expected = len(jobs[0].runs) - start
         self._pipe = pipe
         self._poll = select.poll()
@@ -50,10 +51,6 @@ class Watch:
         self.frames: list[list[bytes]] = [[] for _ in jobs]
         self.complete = False
         self.used = 0.0
-
-    @property
-    def _job(self) -> Job:
-        return self._jobs[self._at]
 
     def wait(self) -> None:
         """Wait a little for the first frame; `follow` does what there is to do then, also if the child has ended."""
@@ -85,37 +82,41 @@ class Watch:
 
     def _take_frames(self) -> bool:
         """Move whole frames out of the buffer; return whether all is well formed."""
-        header, at = self._runner.FRAME, 0
-        while len(self._buffer) - at >= header.size and not self.complete:
-            length, status, _, _ = header.unpack_from(self._buffer, at)
+        header, buffer, at = self._runner.FRAME, self._buffer, 0
+        while len(buffer) - at >= header.size and not self.complete:
+            length, status, _, _ = header.unpack_from(buffer, at)
             if length > self._job.output_bytes + PAYLOAD_SLACK or not self._may_say(status):
                 return False
             end = at + header.size + length
-            if len(self._buffer) < end:
+            if len(buffer) < end:
                 break
-            self._file(self._buffer[at:end], status)
+            self._file(buffer[at:end], status)
             at = end
         if at:
-            self._buffer = self._buffer[at:]
+            self._buffer = buffer[at:]
             if not self.complete:
                 self._cpu_mark, self._wall_mark, self._grace = self._cpu(), time.monotonic(), 0.0
         return True
 
     def _may_say(self, status: int) -> bool:
-        if len(self._jobs) > 1 and (status == self._runner.STEADY or not self.frames[self._at]):
-            return status <= self._runner.UNSERIALISABLE or status in (self._runner.ALONE, self._runner.STEADY)
-        allowed: bool = status <= self._runner.UNSERIALISABLE
-        return allowed
+        if status <= self._runner.UNSERIALISABLE:
+            return True
+        if len(self._jobs) == 1:
+            return False
+        first = not self.frames[self._at]
+        return status == self._runner.STEADY or (status == self._runner.ALONE and first)
 
     def _file(self, frame: bytes, status: int) -> None:
-        self.frames[self._at].append(frame)
-        fine = status in (self._runner.OK, self._runner.STEADY)
-        ended = status == self._runner.ALONE or (self._job.stop and not fine)
-        if ended or len(self.frames[self._at]) == self._expected:
-            if self._at + 1 == len(self._jobs):
-                self.complete = True
-            else:
-                self._at += 1
+        frames = self.frames[self._at]
+        frames.append(frame)
+        ended = len(frames) == self._expected or status == self._runner.ALONE
+        if not ended and self._job.stop:
+            ended = status not in (self._runner.OK, self._runner.STEADY)
+        if ended:
+            self._at += 1
+            self.complete = self._at == len(self._jobs)
+            if not self.complete:
+                self._job = self._jobs[self._at]
                 self._expected = len(self._job.runs)
 
     def _cpu(self) -> float:

@@ -22,6 +22,7 @@ MAX_INT_BITS = 14_000  # below CPython's limit of 4300 decimal digits, so that w
 _SCALARS = frozenset({bool, int, float, str, bytes, type(None)})
 _NUMBERS = frozenset({bool, int, float, type(None)})
 _FEW = 100  # numbers, written without counting characters on the way
+_SHORT = MAX_INT_BITS // 4  # characters: no integer in fewer digits is too large
 # An escape or a number that runs into a word may be warned of; nothing else in a literal is.
 _MAY_WARN = re.compile(r"\\|[0-9][A-Za-z_]")
 _AS_IN_JSON = re.compile(r"(?:[\[\]0-9, -]|'[ !#-&(-\[\]-~]*')*")  # but for the quotes
@@ -85,16 +86,24 @@ def encode(value: object, limit: int = MAX_TEXT, *, keep_order: bool = False) ->
         NotALiteral: A type outside the set (subclasses included), nesting over `MAX_DEPTH`, or a text over ``limit``
             UTF-8 bytes. The message is ``"too large"`` in the last case.
     """
-    kind = type(value)
-    if kind in _SCALARS:
-        text = _scalar(value)
-    elif kind is list and len(value) <= _FEW and _NUMBERS.issuperset(map(type, value)):  # type: ignore[arg-type]
-        text = "[" + ", ".join(map(_scalar, value)) + "]"  # type: ignore[call-overload]
-    else:
-        text = _Encoder(limit, keep_order).write(value, MAX_DEPTH)
+    text = _few_numbers(value) or _Encoder(limit, keep_order).write(value, MAX_DEPTH)
     if len(text.encode("utf-8", "surrogatepass")) > limit:
         raise NotALiteral("too large")
     return text
+
+
+def _few_numbers(value: object) -> str | None:
+    """Return a number or a short list of numbers as `repr` writes it, which is canonical; None for all else."""
+    if type(value) is list:
+        if len(value) > _FEW or not _NUMBERS.issuperset(map(type, value)):
+            return None
+    elif type(value) not in _NUMBERS:
+        return None
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of too many digits
+        return None
+    return text if len(text) < _SHORT else None
 
 
 def canonical(text: str) -> str:

@@ -309,7 +309,9 @@ os.kill(child, 9)
     ],
 )
 def test_a_sum_of_memory_that_was_made_right_again_is_seen_through(executor, act, says):
-    done = subprocess.run([sys.executable, "-c", SNAPSHOT_OF_A_PROCESS, act], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", SNAPSHOT_OF_A_PROCESS, act], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == says, done.stderr
 
 
