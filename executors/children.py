@@ -20,11 +20,11 @@ import select
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from selfplay_gym.executors import seccomp, walls
 from selfplay_gym.executors.compiler import CODE_FD, SOURCE_FD, Compiler
-from selfplay_gym.executors.snapshot import Snapshot, SnapshotLost, open_own
+from selfplay_gym.executors.snapshot import Snapshot, SnapshotLost, fork_twin, open_own
 from selfplay_gym.executors.watch import Watch, processor_clock
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LARGEST_KEPT = 32 * 2**10  # bytes of a message that a kept child takes: a pipe 
 MOST_FRESH = 64  # jobs in fresh children after kept ones were lost again and again
 START_MILLISECONDS = 5000  # for a kept child to get ready
 
-_DESCRIPTORS = struct.Struct("<cxxx4i")
+_DESCRIPTORS = struct.Struct("<cxxx5i")
 _READY, _GO, _REFUSED = b"R", b"G", b"F"
 _SIGNALS = {
     value: name
@@ -56,9 +56,10 @@ class Filters(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """A child that is put back after each job: its process, our ends of its two pipes, and how it was."""
+    """A child that is put back after each job: its process and twin, our ends of its two pipes, and how it was."""
 
     process: int
+    twin: int
     jobs: int
     frames: int
     snapshot: Snapshot
@@ -68,6 +69,13 @@ class _Kept(NamedTuple):
         if not self.snapshot.has_ended:
             _end(self.process)
             self.snapshot.has_ended = True
+
+    def close(self) -> None:
+        """End what is left, and give back what was held."""
+        self.end()
+        _end(self.twin)
+        self.snapshot.close()
+        _close(self.jobs, self.frames)
 
 
 class _Ending(NamedTuple):
@@ -276,6 +284,7 @@ class Children:
         Raises:
             SnapshotLost: Something here cannot be had.
         """
+        assert self._proc is not None
         with contextlib.ExitStack() as failed, contextlib.ExitStack() as done:
             done.callback(walls.limit_memory, None)
             job_end, jobs = os.pipe()
@@ -290,7 +299,9 @@ class Children:
                 walls.limit_memory(None)
                 if walls.pipe_size(jobs) < 2 * LARGEST_KEPT:  # a user of very many pipes gets small ones
                     raise SnapshotLost("its pipe is too small")
-                snapshot = Snapshot(process, _DESCRIPTORS.unpack(_read_soon(frames))[1:])
+                _, twin, *descriptors = _DESCRIPTORS.unpack(_read_soon(frames))
+                failed.callback(_end, twin)
+                snapshot = Snapshot(process, twin, self._proc, tuple(descriptors))
                 failed.callback(snapshot.close)
                 os.write(jobs, _GO)
                 if _read_soon(frames) != _READY:
@@ -299,23 +310,26 @@ class Children:
             except (OSError, struct.error) as error:
                 raise SnapshotLost(str(error)) from error
             failed.pop_all()
-        self._kept = _Kept(process, jobs, frames, snapshot)
+        self._kept = _Kept(process, twin, jobs, frames, snapshot)
         return self._kept
 
     def _be_kept(self, job_end: int) -> None:
         assert self._proc is not None
         os.dup2(job_end, seccomp.JOB_FD)
+        walls.forget_signal_stack(_signal.SIGPROF)
+        self._runner.get_ready()
         try:
             descriptors = open_own(self._proc)
+            twin = fork_twin()
         except OSError as error:
             os.write(seccomp.RESULT_FD, _REFUSED + str(error).encode("utf-8", "replace"))
             raise
-        os.write(seccomp.RESULT_FD, _DESCRIPTORS.pack(_READY, *descriptors))
+        if not twin:
+            _stay()
+        os.write(seccomp.RESULT_FD, _DESCRIPTORS.pack(_READY, twin, *descriptors))
         os.read(seccomp.JOB_FD, len(_GO))  # until the server has its own copies
         os.closerange(seccomp.JOB_FD + 1, walls.OPEN_FILES)
-        walls.forget_signal_stack(_signal.SIGPROF)
         self._confine(self._filters.kept)
-        self._runner.get_ready()
         os.write(seccomp.RESULT_FD, _READY)
         self._runner.serve(seccomp.JOB_FD, seccomp.RESULT_FD)
 
@@ -333,9 +347,7 @@ class Children:
         if self._kept is not None:
             kept, self._kept = self._kept, None
             self.kept_served = 0
-            kept.end()
-            kept.snapshot.close()
-            _close(kept.jobs, kept.frames)
+            kept.close()
 
     # --- how a child ended -------------------------------------------------------------------------------------------
 
@@ -450,6 +462,14 @@ def _read_soon(pipe: int) -> bytes:
 def _end(process: int) -> None:
     os.kill(process, _signal.SIGKILL)  # also where it has ended: nobody else waits for it
     os.waitpid(process, 0)
+
+
+def _stay() -> NoReturn:
+    """Hold on to the memory and to nothing else, until killed."""
+    walls.die_with_parent()
+    os.closerange(0, walls.OPEN_FILES)
+    while True:
+        _signal.pause()
 
 
 def _close(*descriptors: int) -> None:

@@ -2,9 +2,11 @@
 
 A child that is put back after each job costs a fraction of a new one. The kernel protects its memory against writing
 (userfaultfd, asynchronous mode), lets each write through and remembers the page; `PAGEMAP_SCAN` lists those pages and
-`process_vm_writev` copies them back from the copy made before the first job. Pages once written stay unprotected for
-a while and are copied back every time: programs write to much the same pages, and copying one costs less than the
-fault that would tell.
+`process_vm_writev` copies them back. Pages once written stay unprotected for a while and are copied back every time:
+programs write to much the same pages, and copying one costs less than the fault that would tell.
+
+What the pages held stands in a *twin*, a fork of the process that never runs again and shares its memory until a
+program writes; from there a page comes to this process when it is first needed. That keeps the copy small.
 
 Nothing here believes the process: it is stopped by ptrace, and what is put back is read from the server's own memory.
 A program may have gained native code there, so `restore` looks for all it could have done to mappings and signals, and
@@ -23,10 +25,12 @@ import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
-# Numbers by machine: the system call `userfaultfd`, and the register set that holds the floating-point registers.
-_MACHINES = {"x86_64": (323, 0x202), "aarch64": (282, 2)}
+# Numbers by machine: system calls `userfaultfd` and `clone`, and the register set of the floating-point registers.
+_MACHINES = {"x86_64": (323, 56, 0x202), "aarch64": (282, 220, 2)}
+_CLONE_PARENT, _SIGCHLD = 0x8000, 17
 _PIDFD_GETFD = 438
 _USER_MODE_ONLY, _O_CLOEXEC = 1, 0o2000000
 _UFFD_API, _UFFD_REGISTER, _UFFD_PROTECT = 0xC018AA3F, 0xC020AA00, 0xC018AA06
@@ -40,6 +44,7 @@ _PR_SET_DUMPABLE = 4
 _DONT_FORK = 10
 _REGISTER_BYTES = 16384
 _MOST_RANGES = 4096
+_CHUNK = 2**16  # bytes compared at once
 _MOST_UNWATCHED = 2**20  # bytes, read each time
 _MOST_VECTORS = 1024  # the kernel's IOV_MAX
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -69,9 +74,7 @@ class _Mapping(NamedTuple):
 class _Plan(NamedTuple):
     """One call that copies ranges of ours to ranges of the process's memory."""
 
-    ours: ctypes.Array[ctypes.c_char]  # starts and lengths
-    theirs: ctypes.Array[ctypes.c_char]
-    ranges: ctypes.c_ulong  # how many
+    vectors: tuple[object, ...]  # starts and lengths here, how many; and the same there
     size: int
 
 
@@ -98,6 +101,16 @@ def open_own(proc: int) -> tuple[int, ...]:
     return (userfault, *(os.open(f"self/{name}", os.O_RDONLY, dir_fd=proc) for name in ("pagemap", "maps", "statm")))
 
 
+def fork_twin() -> int:
+    """Fork a child of this process's parent; return its number here, and 0 there.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    numbers = (_MACHINES[os.uname().machine][1], _CLONE_PARENT | _SIGCHLD, 0, 0, 0, 0)
+    return _checked(_libc.syscall(*map(ctypes.c_long, numbers)), "clone")
+
+
 class Snapshot:
     """One child of this process as it was at `take`; it is stopped then, and after every `restore`.
 
@@ -106,17 +119,20 @@ class Snapshot:
 
     Args:
         process: The child, waiting for its first job.
+        twin: What `fork_twin` made there: it has done nothing since, or little.
+        proc: Descriptor of a ``/proc`` that shows both.
         descriptors: What `open_own` returned there; it may close them once this exists.
 
     Raises:
         OSError: The kernel refuses something, or the child has ended.
     """
 
-    def __init__(self, process: int, descriptors: tuple[int, ...]) -> None:
+    def __init__(self, process: int, twin: int, proc: int, descriptors: tuple[int, ...]) -> None:
         self._process = process
         self.has_ended = False
         self._owned: list[int] = []
         self._memory = (0, 0)  # where the copy is, and its bytes
+        self._copied = bytearray()  # 1 for every page that is there; the others are in the twin
         self._mappings: list[_Mapping] = []
         self._last_changed = b""
         self._plans: list[_Plan] = []
@@ -128,6 +144,8 @@ class Snapshot:
         self._peek, self._signal = ctypes.create_string_buffer(16), ctypes.create_string_buffer(128)
         handle = os.pidfd_open(process)
         try:
+            for number in (process, twin):
+                self._owned.append(os.open(f"{number}/mem", os.O_RDONLY, dir_fd=proc))
             for descriptor in descriptors:
                 arguments = map(ctypes.c_long, (_PIDFD_GETFD, handle, descriptor, 0))
                 self._owned.append(_checked(_libc.syscall(*arguments), "pidfd_getfd"))
@@ -136,7 +154,8 @@ class Snapshot:
             raise
         finally:
             os.close(handle)
-        self._userfault, self._pagemap, self._maps, self._sizes = self._owned
+        self._own_memory, self._twin_memory, *others = self._owned
+        self._userfault, self._pagemap, self._maps, self._sizes = others
 
     def take(self) -> None:
         """Stop the process and remember it as it is.
@@ -146,17 +165,21 @@ class Snapshot:
         """
         self.stop()
         ranges = _ranges_of(self._read_layout())
-        self._span = ranges[0][0], ranges[-1][1]
+        self._span = ranges[0].start, ranges[-1].end
         self._mappings = self._place_copies(ranges)
         self._starts = [mapping.start for mapping in self._mappings]
         for mapping in self._mappings:
             self._on_range(_UFFD_REGISTER, mapping.start, mapping.end, _PROTECT, 0)
-        self._copy_memory()
+        touched = [each[:2] for each in struct.iter_unpack("<3Q", self._scan(_PRESENT | _SWAPPED, all_of=_WATCHED))]
+        touched += [(range_.start, range_.end) for range_ in ranges if range_.is_file and b"w" in range_.access]
+        for start, end in touched:  # all else is zero
+            for part, length in self._parts(start, end):
+                self._copy_what_differs(part, part + length)
         self._keep_registers()
         self._protect_all()
-        for start, end, access in ranges:
-            if b"w" not in access:
-                self._watch_constant(start, end)
+        for range_ in ranges:
+            if b"w" not in range_.access:
+                self._watch_constant(range_.start, range_.end)
         self._unwatched = _Unwatched(self._process, self._scan(any_of=_WATCHED | _WRITTEN, inverted=_WATCHED))
         self._size = self._read_size()
 
@@ -168,7 +191,7 @@ class Snapshot:
             self._on_range(_UFFD_PROTECT, start, end, 1)
 
     def _keep_registers(self) -> None:
-        self._registers = [_RegisterSet(which) for which in (_GENERAL, _MACHINES[os.uname().machine][1])]
+        self._registers = [_RegisterSet(which) for which in (_GENERAL, _MACHINES[os.uname().machine][2])]
         for registers in self._registers:
             _ptrace(_GET_REGISTERS, self._process, registers.which, registers.address)
         _ptrace(_GET_SIGNAL_MASK, self._process, 8, ctypes.addressof(self._signal_mask))
@@ -215,8 +238,7 @@ class Snapshot:
             self._pages = sum(plan.size for plan in self._plans) // _PAGE
             self._last_changed = changed
         for plan in self._plans:
-            vectors = (plan.ours, plan.ranges, plan.theirs, plan.ranges)
-            if _libc.process_vm_writev(self._process, *vectors, ctypes.c_ulong(0)) != plan.size:
+            if _libc.process_vm_writev(self._process, *plan.vectors, ctypes.c_ulong(0)) != plan.size:
                 raise SnapshotLost("its memory cannot be written")
         for registers in self._registers:
             _ptrace(_SET_REGISTERS, self._process, registers.which, registers.address)
@@ -255,30 +277,54 @@ class Snapshot:
             at += len(part)
         return text
 
-    def _place_copies(self, found: list[tuple[int, int, bytes]]) -> list[_Mapping]:
+    def _place_copies(self, found: list[_Range]) -> list[_Mapping]:
         """Return the mappings that the process may write, each with its place in one block that no fork inherits."""
-        writable = [(start, end, access) for start, end, access in found if b"w" in access]
-        if any(b"s" in access for *_, access in writable):
+        writable = [range_ for range_ in found if b"w" in range_.access]
+        if any(b"s" in range_.access for range_ in writable):
             raise SnapshotLost("it shares memory that it may write")
-        ranges = [(start, end) for start, end, _ in writable]
-        total = sum(end - start for start, end in ranges)
+        total = sum(range_.end - range_.start for range_ in writable)
         block = _libc.mmap(None, ctypes.c_size_t(total), 3, 0x22, -1, ctypes.c_long(0))
         if block is None or block == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), "mmap")
         self._memory = (block, total)
         _checked(_libc.madvise(ctypes.c_void_p(block), ctypes.c_size_t(total), _DONT_FORK), "madvise")
+        self._copied = bytearray(b"\1") * (total // _PAGE)  # as long as all is zero here
         mappings = []
-        for start, end in ranges:
-            mappings.append(_Mapping(start, end, block))
-            block += end - start
+        for range_ in writable:
+            mappings.append(_Mapping(range_.start, range_.end, block))
+            block += range_.end - range_.start
         return mappings
 
-    def _copy_memory(self) -> None:
-        """Copy what is there; what was never touched is zero there and here."""
-        for plan in self._plans_for(self._scan(all_of=_WATCHED, any_of=_PRESENT | _SWAPPED)):
-            vectors = (plan.ours, plan.ranges, plan.theirs, plan.ranges)
-            if _libc.process_vm_readv(self._process, *vectors, ctypes.c_ulong(0)) != plan.size:
-                raise OSError(ctypes.get_errno(), "process_vm_readv")
+    def _copy_what_differs(self, start: int, end: int) -> None:
+        """Copy the pages that the twin does not have as they are; remember the others as being there."""
+        mapping = self._mapping_at(start)
+        for at in range(start, end, _CHUNK):
+            size = min(_CHUNK, end - at)
+            mine, other = (os.pread(memory, size, at) for memory in (self._own_memory, self._twin_memory))
+            for offset in range(0, size, _PAGE):
+                place = mapping.copy + at + offset - mapping.start
+                page = mine[offset : offset + _PAGE]
+                same = mine == other or page == other[offset : offset + _PAGE]
+                self._copied[(place - self._memory[0]) // _PAGE] = not same
+                if not same:
+                    ctypes.memmove(place, page, _PAGE)
+
+    def _fetch(self, place: int, start: int, length: int) -> None:
+        """Have the copies of these pages, whose place is given, come from the twin if they are still there."""
+        first = (place - self._memory[0]) // _PAGE
+        last = first + length // _PAGE
+        while (missing := self._copied.find(0, first, last)) >= 0:
+            found = self._copied.find(1, missing, last)
+            count = (found if found >= 0 else last) - missing
+            begin, size = (missing - first) * _PAGE, count * _PAGE
+            # Not by `process_vm_readv`, which would have the kernel give the twin pages of its own.
+            if (
+                os.preadv(self._twin_memory, [(ctypes.c_char * size).from_address(place + begin)], start + begin)
+                != size
+            ):
+                raise SnapshotLost("its twin cannot be read")
+            self._copied[missing : missing + count] = b"\1" * count
+            first, place, start = missing + count, place + begin + size, start + begin + size
 
     def _protect_all(self) -> None:
         for mapping in self._mappings:
@@ -313,21 +359,33 @@ class Snapshot:
                 if (start, end) in self._unwatched.ranges:
                     continue
                 raise SnapshotLost("there is new memory")
-            while start < end:  # the kernel joins ranges of neighbouring mappings
-                mapping = self._mappings[max(0, bisect.bisect_right(self._starts, start) - 1)]
-                length = min(end, mapping.end) - start
-                if length <= 0 or start < mapping.start:
-                    raise SnapshotLost("there was nothing before")
-                ours += (mapping.copy + start - mapping.start, length)
-                theirs += (start, length)
-                start += length
+            for part, length in self._parts(start, end):
+                mapping = self._mapping_at(part)
+                place = mapping.copy + part - mapping.start
+                self._fetch(place, part, length)
+                ours += (place, length)
+                theirs += (part, length)
         steps = range(0, len(ours), 2 * _MOST_VECTORS)
         return [_plan(ours[at : at + 2 * _MOST_VECTORS], theirs[at : at + 2 * _MOST_VECTORS]) for at in steps]
 
+    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield starts and lengths by mapping: the kernel joins ranges of neighbours."""
+        while start < end:
+            length = min(end, self._mapping_at(start).end) - start
+            yield start, length
+            start += length
+
+    def _mapping_at(self, address: int) -> _Mapping:
+        mapping = self._mappings[max(0, bisect.bisect_right(self._starts, address) - 1)]
+        if not mapping.start <= address < mapping.end:
+            raise SnapshotLost("there was nothing before")
+        return mapping
+
 
 def _plan(ours: list[int], theirs: list[int]) -> _Plan:
-    vectors = [ctypes.create_string_buffer(struct.pack(f"<{len(side)}Q", *side)) for side in (ours, theirs)]
-    return _Plan(vectors[0], vectors[1], ctypes.c_ulong(len(ours) // 2), sum(ours[1::2]))
+    here, there = (ctypes.create_string_buffer(struct.pack(f"<{len(side)}Q", *side)) for side in (ours, theirs))
+    count = ctypes.c_ulong(len(ours) // 2)
+    return _Plan((here, count, there, count), sum(ours[1::2]))
 
 
 class _Unwatched:
@@ -366,14 +424,21 @@ class _Unwatched:
         return self._read() == self._content
 
 
-def _ranges_of(layout: bytes) -> list[tuple[int, int, bytes]]:
-    """Return start, end and access of every mapping, but for the page that the kernel maps for all."""
+class _Range(NamedTuple):
+    start: int
+    end: int
+    access: bytes  # such as b"rw-p"
+    is_file: bool
+
+
+def _ranges_of(layout: bytes) -> list[_Range]:
+    """Return every mapping, but for the page that the kernel maps for all."""
     ranges = []
     for line in layout.splitlines():
-        place, access, _ = line.split(None, 2)
-        start, _, end = place.partition(b"-")
-        if int(start, 16) < 2**63:
-            ranges.append((int(start, 16), int(end, 16), access))
+        place, access, _, _, inode, *_ = line.split(None, 5)
+        start, end = (int(word, 16) for word in place.split(b"-"))
+        if start < 2**63:
+            ranges.append(_Range(start, end, access, inode != b"0"))
     return ranges
 
 

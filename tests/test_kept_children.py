@@ -252,8 +252,8 @@ def test_memory_given_back_here_and_taken_there_is_not_believed(executor):
 
 
 SNAPSHOT_OF_A_PROCESS = """
-import ctypes, os, struct, sys
-from selfplay_gym.executors.snapshot import Snapshot, SnapshotLost, open_own
+import ctypes, os, signal, struct, sys
+from selfplay_gym.executors.snapshot import Snapshot, SnapshotLost, fork_twin, open_own
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 page, size = ctypes.c_void_p(libc.mmap(None, ctypes.c_size_t(8192), 3, 0x22, -1, ctypes.c_long(0))), 4096
@@ -273,14 +273,19 @@ act = globals()[sys.argv[1]]
 to_child, from_child = os.pipe(), os.pipe()
 child = os.fork()
 if not child:
-    os.write(from_child[1], struct.pack("4i", *open_own(os.open("/proc", os.O_RDONLY))))
+    descriptors = open_own(os.open("/proc", os.O_RDONLY))
+    twin = fork_twin()
+    if not twin:
+        signal.pause()
+    os.write(from_child[1], struct.pack("5i", twin, *descriptors))
     os.read(to_child[0], 1)
     os.write(from_child[1], b"r")
     os.read(to_child[0], 1)
     act()
     os.write(from_child[1], b"d")
     os.read(to_child[0], 1)
-snapshot = Snapshot(child, struct.unpack("4i", os.read(from_child[0], 16)))
+twin, *descriptors = struct.unpack("5i", os.read(from_child[0], 20))
+snapshot = Snapshot(child, twin, os.open("/proc", os.O_RDONLY), tuple(descriptors))
 os.write(to_child[1], b"g")
 os.read(from_child[0], 1)
 snapshot.take()
@@ -294,7 +299,8 @@ try:
     print("put back")
 except SnapshotLost as lost:
     print(lost)
-os.kill(child, 9)
+for process in (child, twin):
+    os.kill(process, 9)
 """
 
 
