@@ -89,6 +89,7 @@ class Batch:
         self._alarms: list[str] = []
         self._sleepers = 0
         self._open = 0
+        self._rounds: dict[int, int] = {}  # of jobs that were begun again
 
     def run(self) -> list[tuple[Execution, ...]]:
         """Return the answers, one a job."""
@@ -263,18 +264,18 @@ class Batch:
         second = Ticket(ticket.index, ticket.job, ticket.kind.replace("A", "B", 1), runs[::-1], False)
         second.key = ticket.key
         second.shares, second.separate, second.expected = ticket.shares, ticket.separate, ticket.expected
-        second.first, second.company = firsts, ticket.company
+        second.first, second.company, second.round = firsts, ticket.company, ticket.round
         self._waiting[second.kind].append(second)
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
     def _conclude(self, ticket: Ticket, executions: list[Execution]) -> None:
         """Settle a ticket, unless what it answered in company has to be seen alone first."""
-        if not ticket.shares:
+        if not ticket.shares or not _is_fixed(ticket):
             self._settle(ticket, executions)
         elif any(execution.status is Status.NONDETERMINISTIC for execution in executions):
             self._run_alone(_anew(ticket))
-        elif _is_fixed(ticket) and _all_ok(executions) and self._memory.rng.random() < _AUDITED:
+        elif _all_ok(executions) and self._memory.rng.random() < _AUDITED:
             again = _anew(ticket)
             again.expected, again.company = tuple(executions), ticket.company
             self._run_alone(again)
@@ -283,12 +284,15 @@ class Batch:
 
     def _settle(self, ticket: Ticket, executions: list[Execution]) -> None:
         """Store the answer; a check that stopped early gives its last execution to the inputs after it."""
+        self._open -= 1
+        if ticket.round < self._rounds.get(ticket.index, 0):
+            return
         missing = len(ticket.job.inputs) - len(executions)
         answer = tuple(executions + [executions[-1]] * missing)
         if ticket.expected is not None:
             answer = self._audited(ticket, answer)
         self._answers[ticket.index] = answer
-        self._open -= 1
+        ticket.company = ()  # else it would hold itself, until it is collected
         self._memory.cache.put(ticket.key, answer)
         for text, execution in zip(ticket.job.inputs, executions, strict=False):
             if execution.status is Status.TIMEOUT and execution.error_type == "cpu":
@@ -305,11 +309,18 @@ class Batch:
         if _outcomes(answer) != _outcomes(ticket.expected):
             self._memory.mismatched += 1
             self._alarms.append(f"{ticket.job.program[:200]!r}")
-            for other in {other.index: other for other in ticket.company}.values():
+            for other in {other.index: other for shared in ticket.company for other in shared}.values():
                 if other.index != ticket.index:
-                    self._open += 1
-                    self._run_alone(_anew(other))
+                    self._begin_again(other)
         return answer
+
+    def _begin_again(self, ticket: Ticket) -> None:
+        """Run a job alone; what is still to come of its earlier runs counts no more."""
+        self._rounds[ticket.index] = self._rounds.get(ticket.index, 0) + 1
+        again = _anew(ticket)
+        again.round = self._rounds[ticket.index]
+        self._open += 1
+        self._run_alone(again)
 
     def _alarm(self) -> None:
         """Warn, once nothing can be lost by it."""
@@ -335,7 +346,9 @@ def _runs(inputs: int, repeats: int) -> tuple[int, ...]:
 
 def _anew(ticket: Ticket) -> Ticket:
     """Return the ticket as it was before anything ran, sharing no child."""
-    return _first_ticket(ticket.index, ticket.job, ticket.kind.replace("B", "A", 1), ticket.key)
+    again = _first_ticket(ticket.index, ticket.job, ticket.kind.replace("B", "A", 1), ticket.key)
+    again.round = ticket.round
+    return again
 
 
 def _stand(executions: list[Execution]) -> bool:

@@ -39,13 +39,19 @@ class Ticket:
         shares: Whether it may run in one child with other jobs.
         separate: Whether every run gets a child of its own.
         is_steady: Whether its last run was ok and no hash seed could have made it another value.
-        company: All that shared a child with it, itself included.
+        company: What shared a child with it, itself included, for every child that it had.
         key: Of its job, in the cache.
         tries: How often our own faults cost it an answer.
         undisturbed: Whether it runs for the second time, with nothing beside it.
         first: Of a determinism check: what server A answered.
         expected: Of an audit: what it must answer again.
+        round: How often its job was begun anew because company was not to be believed.
     """
+
+    __slots__ = (
+        "company", "expected", "first", "index", "is_steady", "job", "key", "kind", "round", "runs", "separate",
+        "shares", "stop", "tries", "undisturbed",
+    )  # fmt: skip
 
     def __init__(self, index: int, job: Job, kind: str, runs: tuple[int, ...], stop: bool) -> None:
         self.index = index
@@ -56,12 +62,13 @@ class Ticket:
         self.shares = False
         self.separate = False
         self.is_steady = False
-        self.company: list[Ticket] = []
+        self.company: tuple[list[Ticket], ...] = ()
         self.key = b""
         self.tries = 0
         self.undisturbed = False
         self.first: list[Execution] = []
         self.expected: tuple[Execution, ...] | None = None
+        self.round = 0
 
     @property
     def is_hurried(self) -> bool:
@@ -130,7 +137,7 @@ def next_parcel(waiting: deque[Ticket], most: int) -> Parcel:
     if len(tickets) == 1:
         first.shares = False
     for ticket in tickets:
-        ticket.company = [*ticket.company, *tickets]
+        ticket.company = (*ticket.company, tickets)
     return Parcel(tickets)
 
 
@@ -172,7 +179,7 @@ _IMPORT = re.compile(  # the names give nothing back (`++`): the spaces at the e
 )
 
 
-_CODECS = re.compile(r"encode|decode|codecs|namereplace|\\N")
+_CODECS = ("encode", "decode", "codecs", "namereplace", "\\N")
 
 
 _NUMPY = re.compile(r"^[ \t]*(?:import|from)[ \t]+numpy\b", re.ASCII | re.MULTILINE)
@@ -181,7 +188,7 @@ _NUMPY = re.compile(r"^[ \t]*(?:import|from)[ \t]+numpy\b", re.ASCII | re.MULTIL
 def size_of(job: Job) -> str:
     """Return which servers can run a job, going by its text: the light ones, `FULL` or `NUMERIC`."""
     text = job.program if isinstance(job.program, str) else job.program.decode("latin-1")
-    if job.policy == "plain" and _NUMPY.search(text):
+    if job.policy == "plain" and "numpy" in text and _NUMPY.search(text):  # far faster where there is none
         return NUMERIC
     return "" if is_light(job) else FULL
 
@@ -195,8 +202,11 @@ def is_light(job: Job) -> bool:
     >>> is_light(Job("import re", ())), is_light(Job("import re, json", ())), is_light(Job("__import__('re')", ()))
     (True, False, False)
     """
-    if not isinstance(job.program, str) or not job.literal_inputs or _CODECS.search(job.program):
+    if not isinstance(job.program, str) or not job.literal_inputs:
         return False
+    for word in _CODECS:
+        if word in job.program:
+            return False
     mentions = job.program.count("import")
     if not mentions:
         return True

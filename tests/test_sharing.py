@@ -20,6 +20,7 @@ from selfplay_gym.executors import scheduling
 from selfplay_gym.executors.cache import ResultCache
 from selfplay_gym.executors.router import Anatomy, Router
 from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.executors.scheduling import Batch
 from selfplay_gym.executors.tickets import LARGEST_PARCEL, Ticket, next_parcel
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
 from tests.test_kept_children import hostile_jobs, outcome
@@ -349,8 +350,20 @@ def test_an_answer_that_an_audit_does_not_confirm_is_alarmed_and_replaced(monkey
         executor._memory.rng = Always()
         with pytest.warns(RuntimeWarning, match="please report it"):
             answers = executor.run([job(HONEST, "7"), job(address, "1000"), job(HONEST, "7")])
-        assert executor.audits == (3, 1)
+        assert executor.audits == (2, 1)  # the third was still to be made when its job began again
         assert answers[1][0].value == one(executor, address, "1000").value
+
+
+def test_what_an_earlier_run_answers_late_does_not_replace_the_later_answer():
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        batch = Batch(executor._pool, executor._memory, "batch", [])
+    early = ticket()
+    batch._answers, batch._open = [None], 1
+    batch._begin_again(early)
+    (late,) = batch._later["A"]
+    batch._settle(late, [Execution(Status.OK, "2")])
+    batch._settle(early, [Execution(Status.OK, "1")])
+    assert (batch._answers, batch._open) == ([(Execution(Status.OK, "2"),)], 0)
 
 
 # --- parcels ---------------------------------------------------------------------------------------------------------
