@@ -43,11 +43,12 @@ _WALL = 0x40000000
 _PR_SET_DUMPABLE = 4
 _DONT_FORK = 10
 _REGISTER_BYTES = 16384
+_PAGE: int = os.sysconf("SC_PAGESIZE")
 _MOST_RANGES = 4096
 _CHUNK = 2**16  # bytes compared at once
+_TOPS: tuple[int, ...] = tuple(2**bits - less for bits in (56, 52, 48, 47, 42, 39) for less in (0, _PAGE))
 _MOST_UNWATCHED = 2**20  # bytes, read each time
 _MOST_VECTORS = 1024  # the kernel's IOV_MAX
-_PAGE = os.sysconf("SC_PAGESIZE")
 
 # When to protect all pages anew: else every page that one odd program wrote would be copied for ever.
 _MOST_PAGES = 2048
@@ -138,6 +139,7 @@ class Snapshot:
         self._plans: list[_Plan] = []
         self._restores = self._pages = 0
         # Buffers that the kernel reads and writes.
+        self._top = 0  # of all memory that there could be
         self._request = ctypes.create_string_buffer(96)
         self._ranges = ctypes.create_string_buffer(24 * _MOST_RANGES)
         self._signal_mask = ctypes.create_string_buffer(8)
@@ -165,7 +167,7 @@ class Snapshot:
         """
         self.stop()
         ranges = _ranges_of(self._read_layout())
-        self._span = ranges[0].start, ranges[-1].end
+        self._top = self._find_top()
         self._mappings = self._place_copies(ranges)
         self._starts = [mapping.start for mapping in self._mappings]
         for mapping in self._mappings:
@@ -337,12 +339,21 @@ class Snapshot:
         argument = struct.pack(f"<{2 + len(numbers)}Q", start, end - start, *numbers)
         _ioctl(self._userfault, request, ctypes.create_string_buffer(argument, len(argument)))
 
+    def _find_top(self) -> int:
+        """Return the end of all that a process here could map, which depends on machine and kernel."""
+        for top in _TOPS:
+            self._top = top
+            with contextlib.suppress(OSError):
+                self._scan(_PRESENT, all_of=_WATCHED)  # nothing is, yet
+                return top
+        raise SnapshotLost("the end of memory is not known")
+
     def _scan(self, any_of: int, all_of: int = 0, inverted: int = 0) -> bytes:
         """Return the ranges whose pages have these properties, and whether they are watched, as the kernel lists them.
 
         Properties that are ``inverted`` count where a page lacks them.
         """
-        limits = (*self._span, 0, ctypes.addressof(self._ranges), _MOST_RANGES)
+        limits = (0, self._top, 0, ctypes.addressof(self._ranges), _MOST_RANGES)
         request = struct.pack("<12Q", 96, 0, *limits, 0, inverted, all_of, any_of, _WATCHED)
         ctypes.memmove(self._request, request, len(request))
         count = _ioctl(self._pagemap, _PAGEMAP_SCAN, self._request)

@@ -266,6 +266,13 @@ def grows_the_stack():
     (start,) = [int(line.partition("-")[0], 16) for line in open("/proc/self/maps") if "[stack]" in line]
     libc.munmap(page, ctypes.c_size_t(size))
     ctypes.memset(start - size, 7, 1)
+def moves_to(address):
+    libc.munmap(page, ctypes.c_size_t(size))
+    place = ctypes.c_void_p(address)
+    assert libc.mmap(place, ctypes.c_size_t(size), 3, 0x32, -1, ctypes.c_long(0)) == address
+    ctypes.memset(address, 7, 1)
+def moves_below_all(): moves_to(2**20)
+def moves_above_all(): moves_to(max(int(line[:12], 16) for line in open("/proc/self/maps") if line[12] == "-") + 2**21)
 def grows_the_heap():
     libc.munmap(page, ctypes.c_size_t(size))
     libc.sbrk(ctypes.c_long(size))
@@ -310,6 +317,8 @@ for process in (child, twin):
         ("nothing", "put back"),
         ("writes", "put back"),
         ("moves", "there is new memory"),
+        ("moves_below_all", "there is new memory"),
+        ("moves_above_all", "there is new memory"),
         ("grows_the_stack", "there was nothing before"),
         ("grows_the_heap", "there is new memory"),
     ],
