@@ -25,7 +25,6 @@ import hashlib
 import itertools
 import math
 import os
-import threading
 import time
 import warnings
 import weakref
@@ -35,11 +34,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import selfplay_gym
 from selfplay_gym.errors import ExecutorError
+from selfplay_gym.executors.owned import OwnedExecutor
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.types import ChildPer, Execution, Job, Limits, Status, Tier
 
@@ -56,7 +55,7 @@ _FIELD_TYPES: Final = frozenset(
 )  # of an execution, in order
 
 
-class RayExecutor:
+class RayExecutor(OwnedExecutor):
     """Runs jobs in one `SandboxExecutor` a node, on all nodes of a Ray cluster.
 
     Safe to use from several threads (calls take turns). Belongs to the process that made it.
@@ -85,10 +84,8 @@ class RayExecutor:
     ) -> None:
         if workers is not None and workers < 1:
             raise ExecutorError(f"workers must be at least 1, got {workers}")
+        super().__init__()
         self._settings = (workers, None if tier is None else str(tier), allow_process_only, keep_children, child_per)
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._closed = False
         self._nodes: dict[str, _Node] = {}
         self._skipped: dict[str, str] = {}
         self._ray = _import_ray()
@@ -125,44 +122,20 @@ class RayExecutor:
             "skipped": list(self._skipped.values()),
         }
 
-    def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
-        """Run every job; answer in the same order, with one `Execution` an input.
-
-        Raises:
-            ExecutorError: The executor is closed or belongs to another process, Ray has ended, or no node is left.
-        """
-        with self._lock:
-            self._check_usable()
-            if not jobs:
-                return []
-            self._refresh()
-            batch = _Batch(self, jobs)
-            try:
-                return batch.run()
-            except BaseException:  # also Ctrl-C: what is under way is abandoned with its pool
-                for node in batch.busy():
-                    self._drop(node)
-                raise
-
-    def close(self) -> None:
-        """End the pools of all nodes, and Ray if it was started or connected to here. Safe to call twice."""
-        with self._lock:
-            self._closed = True
-            self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
+        if not jobs:
+            return []
+        self._refresh()
+        batch = _Batch(self, jobs)
+        try:
+            return batch.run()
+        except BaseException:  # also Ctrl-C: what is under way is abandoned with its pool
+            for node in batch.busy():
+                self._drop(node)
+            raise
 
     def _check_usable(self) -> None:
-        if self._closed:
-            raise ExecutorError("this executor is closed")
-        if os.getpid() != self._owner:
-            raise ExecutorError("this executor belongs to another process; make one there")
+        super()._check_usable()
         if _connection(self._ray) != self._connection:
             raise ExecutorError("the Ray of this executor was shut down; make another executor")
 

@@ -27,24 +27,22 @@ What is not covered:
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self, get_args
+from typing import get_args
 
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.cache import ResultCache
 from selfplay_gym.executors.connection import Server
+from selfplay_gym.executors.owned import OwnedExecutor
 from selfplay_gym.executors.pool import Pool
 from selfplay_gym.executors.scheduling import Batch, Memory
 from selfplay_gym.types import ChildPer, Execution, Job, Tier
 
 
-class SandboxExecutor:
+class SandboxExecutor(OwnedExecutor):
     """Runs jobs in per-core server processes, behind walls.
 
     Safe to use from several threads (calls take turns). Belongs to the process that made it: make another one after
@@ -85,12 +83,10 @@ class SandboxExecutor:
             raise ExecutorError(f"cache_bytes must not be negative, got {cache_bytes}")
         if not sys.platform.startswith("linux"):
             raise ExecutorError(f"the sandbox needs Linux, this is {sys.platform}")
+        super().__init__()
         self.workers = workers or len(os.sched_getaffinity(0))
         self._child_per = child_per
         self._memory = Memory(ResultCache(cache_bytes))
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._closed = False
         self._pool = Pool(self.workers, _accepted_tiers(tier, allow_process_only), keep_children)
         # At exit the servers would end by themselves; this ends them without a word on stderr.
         self._finalizer = weakref.finalize(self, _end_all, self._pool.servers, self._owner)
@@ -130,51 +126,20 @@ class SandboxExecutor:
         lines += [f"kept_children: {reason}; every job gets a fork, which is slower" for reason in reasons]
         return lines + [f"refused: {reason}" for reason in self._pool.refusals]
 
-    def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
-        """Run every job; answer in the same order, with one `Execution` an input.
-
-        Raises:
-            ExecutorError: The executor is closed, belongs to another process, or no server can be started.
-        """
-        with self._lock:
-            self._check_usable()
-            try:
-                return Batch(self._pool, self._memory, self._child_per, jobs).run()
-            except BaseException:  # also Ctrl-C: what is under way is abandoned with its servers
-                for server in self._pool.all():
-                    if server.under_way:
-                        server.kill()
-                raise
-
-    async def arun(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
-        """As `run`, beside whatever else the event loop does. Who cancels it does not stop what is under way."""
-        return await asyncio.to_thread(self.run, jobs)
+    def _run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
+        try:
+            return Batch(self._pool, self._memory, self._child_per, jobs).run()
+        except BaseException:  # also Ctrl-C: what is under way is abandoned with its servers
+            for server in self._pool.all():
+                if server.under_way:
+                    server.kill()
+            raise
 
     def cpu_seconds(self) -> float:
         """Return the processor time that servers and their children have used so far."""
         with self._lock:
             self._check_usable()
             return sum(server.ask_usage() for server in self._pool.all() if server.alive)
-
-    def close(self) -> None:
-        """End every process of this executor. Safe to call twice."""
-        with self._lock:
-            self._closed = True
-            self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise ExecutorError("this executor is closed")
-        if os.getpid() != self._owner:
-            raise ExecutorError("this executor belongs to another process; make one after the fork")
 
 
 def _accepted_tiers(tier: Tier | str | None, allow_process_only: bool) -> list[Tier]:

@@ -663,6 +663,6 @@ def test_it_says_when_ray_is_gone_and_when_it_is_another_process() -> None:
     lines = run_script(script).splitlines()
     assert lines == [
         "0",
-        "this executor belongs to another process; make one there",
+        "this executor belongs to another process; make one after the fork",
         "the Ray of this executor was shut down; make another executor",
     ]

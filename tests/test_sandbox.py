@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -587,3 +588,18 @@ def test_the_executor_starts_in_no_time():
     with SandboxExecutor(cache_bytes=0, workers=1) as executor:
         one(executor, DOUBLE, "1")
     assert time.monotonic() - began < 5  # generous: the benchmark has the figure
+
+
+@pytest.mark.parametrize(
+    ("jobs", "says"),
+    [
+        (job(DOUBLE, "1"), "got a single Job; pass [job]"),
+        (["x"], "got str at index 0"),
+        ("x", "got str"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_is_no_list_of_jobs_is_refused_with_the_pool_left_healthy(executor, jobs, says):
+    with pytest.raises(ExecutorError, match=re.escape(says)):
+        executor.run(jobs)
+    assert one(executor, DOUBLE, "2").value == "4"
