@@ -93,7 +93,7 @@ _UNSTEADY = frozenset((
 
 
 def _codes(*names: str) -> bytes:
-    return bytes(opmap[name] for name in names if name in opmap)
+    return bytes(opmap[name] for name in names if opmap.get(name, 256) < 256)  # beyond stand no real operations
 
 
 def _has_any(operations: bytes, searched: bytes) -> bool:

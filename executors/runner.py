@@ -394,7 +394,7 @@ def _failure() -> Outcome:
     assert kind is not None
     if kind is _Flooded:
         return OUTPUT_LIMIT, 0, b"stdout\0"
-    if issubclass(kind, MemoryError):  # a program's own `raise MemoryError` counts the same: one rule
+    if issubclass(kind, MemoryError) or _lacked_a_frame(error):  # the program's own `raise` counts the same: one rule
         return MEMORY, _line(trace), b"MemoryError\0"
     line = _line(trace)
     if kind is SyntaxError or kind is IndentationError or kind is TabError:
@@ -407,6 +407,13 @@ def _failure() -> Outcome:
     except BaseException:
         message = ""
     return ERROR, min(max(line, 0), 0xFFFFFFFF), _words(_name_of_type(kind), message)
+
+
+def _lacked_a_frame(error: BaseException | None) -> bool:
+    """Return whether the interpreter got no memory to call a function with, which it does not call a MemoryError."""
+    if type(error) is not SystemError or len(error.args) != 1:
+        return False
+    return type(error.args[0]) is str and error.args[0] == "error return without exception set"
 
 
 def _words(name: str, message: str) -> bytes:
