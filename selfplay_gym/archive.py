@@ -28,6 +28,7 @@ from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError, Unkno
 from selfplay_gym.types import Task
 
 How = Literal["uniform", "recency", "learnability", "half_solved", "newest"]
+Evict = Literal["oldest", "newest"]
 HALF_SOLVED_WINDOW = 512
 PLAYS_COUNTED = 64
 """Most records of a task that `learnability` counts, so that no weight is far below the others."""
@@ -35,8 +36,9 @@ REJECTED_TEXT_BYTES = 20_000
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x53504741  # "SPGA", at byte 68 of the file, where `file` and SQLite look for it
 
-# `position` counts a family's tasks from 1 without gaps; evictions take the lowest. The live tasks of a family are thus
-# one range of positions, and drawing from them means drawing integers. `attempts` and `solved` of a task repeat its
+# `position` counts a family's tasks from 1 without gaps; evictions take the lowest or, in an archive that keeps its
+# oldest, all beyond the capacity. The live tasks of a family are thus one range of positions, and drawing from them
+# means drawing integers. `attempts` and `solved` of a task repeat its
 # latest row in `attempts`, so that half-solved tasks can be found by index.
 _SCHEMA = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -165,19 +167,25 @@ class Archive:
 
     Args:
         path: The file, created where there is none, or ``":memory:"``.
-        capacity: Most live tasks a family; beyond it the oldest are evicted. None keeps all.
+        capacity: Most live tasks a family. None keeps all.
+        evict: Which tasks go beyond it: the ``oldest``, or the ``newest``, so that nothing is drawn any more that came
+            after the archive was full.
         busy_seconds: How long to wait for another process that writes.
 
     Raises:
-        InvalidConfig: ``capacity`` is below 1.
+        InvalidConfig: ``capacity`` is below 1, or ``evict`` unknown.
         InvalidData: The file is no archive, or is truncated, or was written by a newer version. It is left as it is.
         ArchiveError: The file cannot be opened.
     """
 
-    def __init__(self, path: str | Path, *, capacity: int | None = None, busy_seconds: float = 5.0) -> None:
+    def __init__(
+        self, path: str | Path, *, capacity: int | None = None, evict: Evict = "oldest", busy_seconds: float = 5.0
+    ) -> None:
         if capacity is not None and capacity < 1:
             raise InvalidConfig(f"archive capacity must be at least 1 task a family or None, got {capacity}")
-        self.capacity = capacity
+        if evict not in get_args(Evict):
+            raise InvalidConfig(f"tasks to evict must be one of {', '.join(get_args(Evict))}, got {evict!r}")
+        self.capacity, self.evict = capacity, evict
         if str(path) != ":memory:":
             _check_header(Path(path), may_be_new=True)
         self._open(str(path), "rwc", busy_seconds)
@@ -192,7 +200,7 @@ class Archive:
         """
         _check_header(Path(path), may_be_new=False)
         archive = cls.__new__(cls)
-        archive.capacity = None
+        archive.capacity, archive.evict = None, "oldest"
         archive._open(str(path), "ro", busy_seconds)
         return archive
 
@@ -272,7 +280,7 @@ class Archive:
             self._depth -= 1
 
     def add_task(self, task: Task, step: int, references: Sequence[int] = ()) -> int:
-        """Store a proven task and return its id; evict the oldest of its family if that is over capacity.
+        """Store a proven task and return its id; evict one of its family if that is over capacity.
 
         Args:
             task: What to store. The archive does not look for duplicates; see `has_program`.
@@ -295,7 +303,7 @@ class Archive:
 
     def _insert_task(self, task: Task, step: int) -> int:
         program = self._program_id(task.program)
-        position = self._live(task.family)[task.family].stop
+        position = self._last_position(task.family) + 1
         values = (step, task.family, position, program, _utf8(task.message), task.behaviour, task.key)
         self._rows(_ADD_TASK, *values)
         return int(self._value("SELECT last_insert_rowid()"))
@@ -306,15 +314,26 @@ class Archive:
         return int(self._value("SELECT id FROM programs WHERE hash = ?", name))
 
     def _evict(self, family: str, step: int) -> None:
-        if self.capacity is None:
-            return
-        live = self._live(family)[family]
-        for position in live[: -self.capacity]:
+        for position in self._over(family):
             self._rows(
                 """INSERT INTO evictions SELECT id, ?, family, position, 'capacity' FROM tasks
                 WHERE family = ? AND position = ?""",
                 *(step, family, position),
             )
+
+    def _over(self, family: str) -> Sequence[int]:
+        """Return the positions that have to go after a task of the family was added."""
+        live, last = self._live_positions(family), self._last_position(family)
+        evicted: Evict | None = "newest" if last not in live else "oldest" if live.start > 1 else None
+        over: Sequence[int] = [last] if evicted == "newest" else []
+        if self.capacity is not None:
+            over = live[: -self.capacity] if self.evict == "oldest" else [*live[self.capacity :], *over]
+        if evicted not in (None, self.evict) and (over or evicted == "newest"):
+            raise InvalidData(
+                f"{self._path}: has evicted the {evicted} {family} tasks and cannot evict the {self.evict}; "
+                f"open it with evict={evicted!r}"
+            )
+        return over
 
     def record_attempts(self, step: int, attempts: Sequence[tuple[int, int, int]]) -> None:
         """Store how often tasks were tried and solved; the newest record is what `StoredTask` shows.
@@ -415,14 +434,21 @@ class Archive:
             return [self.task(task_id) for task_id in ids]
 
     def _live(self, families: str | Sequence[str]) -> dict[str, range]:
-        """Return the positions of each family's live tasks; the stop is where its next task goes."""
+        """Return the positions of each family's live tasks."""
         names = (families,) if isinstance(families, str) else families
         return {name: self._live_positions(name) for name in names}
 
     def _live_positions(self, family: str) -> range:
-        evicted = self._value("SELECT max(position) FROM evictions WHERE family = ?", family)
-        newest = self._value("SELECT max(position) FROM tasks WHERE family = ?", family)
-        return range((evicted or 0) + 1, (newest or 0) + 1)
+        last = self._last_position(family)
+        first_evicted = self._value("SELECT min(position) FROM evictions WHERE family = ?", family)
+        if first_evicted is None:
+            return range(1, last + 1)
+        if first_evicted > 1:  # then the newest are those that go, and all after them with them
+            return range(1, first_evicted)
+        return range(self._value("SELECT max(position) FROM evictions WHERE family = ?", family) + 1, last + 1)
+
+    def _last_position(self, family: str) -> int:
+        return self._value("SELECT max(position) FROM tasks WHERE family = ?", family) or 0
 
     def _added_before(self, step: int, family: str, positions: range) -> range:
         """Leave out the tasks of the latest steps, one by one from the upper end: those of one step are few."""

@@ -71,12 +71,18 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE", help="A shipped recipe (`list recipes`) or a .yaml file; not looked at with --resume."
+            metavar="RECIPE",
+            help="A shipped recipe (`list recipes`; `recipe NAME` explains it) or a .yaml file; not looked at with "
+            "--resume.",
         ),
     ] = "nano",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as steps=20; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a setting, such as steps=20; may be repeated. `recipe RECIPE` lists them all.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder; by default a new one under runs/.")
@@ -88,6 +94,20 @@ def train(
     from selfplay_gym.training import launch
 
     raise typer.Exit(launch.train(recipe, settings, output, resume=resume, console=console))
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (`list recipes`) or a .yaml file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Print every setting of a recipe with what it means, as YAML that `train` takes."""
+    from selfplay_gym.training.config import annotated, load
+
+    typer.echo(annotated(load(name, settings or [])), nl=False)
 
 
 @app.command(name="eval")

@@ -39,6 +39,7 @@ CHECKS = {
     "syntax": "the program parses",
     "composite": "it calls each of the functions that it was given, with effect, and gives their names to nothing else",
     "signature": "it defines f, with at least one parameter that must be given",
+    "single_def": "where that is asked for, f is the only function that it defines, nested ones and methods included",
     "literal_inputs": "every input is an argument list of literals",
     "distinct_inputs": "the inputs of one proposal differ",
     "message": "the message holds no code, no statement of the program and no two of the pairs that judge",
@@ -75,6 +76,9 @@ class GateConfig:
         message_characters: Longest message.
         limits: Of each run.
         disabled: Optional checks that are switched off.
+        single_def: Refuse programs with more than one ``def``.
+        cut_outputs: Cut outputs of tasks in the middle to so many characters, and so make wrong ones of them; None
+            leaves them whole. The published code of Absolute Zero cuts to 400.
     """
 
     program_characters: int = 4096
@@ -82,8 +86,12 @@ class GateConfig:
     message_characters: int = 1024
     limits: Limits = field(default_factory=Limits)
     disabled: frozenset[str] = frozenset()
+    single_def: bool = False
+    cut_outputs: int | None = None
 
     def __post_init__(self) -> None:
+        if self.cut_outputs is not None and self.cut_outputs < 2:
+            raise InvalidConfig(f"cut_outputs must be at least 2 characters or None, got {self.cut_outputs}")
         for name in ("program_characters", "input_characters", "message_characters"):
             if not 1 <= getattr(self, name) <= programs.MAX_SOURCE:
                 raise InvalidConfig(f"{name} must be between 1 and {programs.MAX_SOURCE}, got {getattr(self, name)}")
@@ -159,10 +167,17 @@ class Gate:
         earlier: list[tuple[int, Task]] = []
         for (number, _), outcome in zip(tasks.items(), probed, strict=True):
             outcomes[number] = self._check_new(outcome, candidates[number], earlier)
-        return [outcomes[number] for number in range(len(candidates))]
+        return [self._cut(outcomes[number]) for number in range(len(candidates))]
 
     def _on(self, check: str) -> bool:
         return check not in self.config.disabled
+
+    def _cut(self, outcome: Outcome) -> Outcome:
+        """Cut a task's outputs, where that is asked for; the checks have seen them whole."""
+        most = self.config.cut_outputs
+        if most is None or not isinstance(outcome, Task):
+            return outcome
+        return replace(outcome, outputs=tuple(_cut(output, most) for output in outcome.outputs))
 
     # -- what the text alone tells ---------------------------------------------------------------------------------
 
@@ -183,6 +198,8 @@ class Gate:
         try:
             if not programs.takes_arguments(proposal.program, "f"):
                 return Rejected("signature", CHECKS["signature"])
+            if self.config.single_def and (found := programs.definitions(candidate.proposal.program)) > 1:
+                return Rejected("single_def", f"{found} function definitions")
         except programs.NotAProgram as error:
             return Rejected("syntax", str(error))
         try:
@@ -341,6 +358,11 @@ def _output(run: Execution, errors: bool) -> str | None:
     if errors and run.status in (Status.OK, Status.ERROR):
         return run.error_type if run.status is Status.ERROR else NO_ERROR
     return run.value if run.status is Status.OK else None
+
+
+def _cut(output: str, most: int) -> str:
+    """Return the two ends of what is longer than ``most`` characters, with dots between them."""
+    return output if len(output) <= most else f"{output[: most // 2]}...{output[-(most // 2) :]}"
 
 
 def _by_hand(program: str) -> str:

@@ -161,6 +161,15 @@ def takes_arguments(program: str, entry: str) -> bool:
     return len(given.posonlyargs) + len(given.args) > len(given.defaults) or None in given.kw_defaults
 
 
+def definitions(program: str) -> int:
+    r"""Return how many functions a program defines with ``def``, nested ones and methods among them.
+
+    >>> definitions("def f(x):\n    def g(y): return y\n    return g(x)"), definitions("f = lambda x: x")
+    (2, 0)
+    """
+    return sum(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(parse(program)))
+
+
 def parameters(program: str, entry: str) -> tuple[list[str], list[str]]:
     """Return the names of parameters that may be given by position, "" where only so, and of those by keyword only.
 

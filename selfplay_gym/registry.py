@@ -158,12 +158,13 @@ executors = Registry(
 )
 
 
-def make_family(name: str, style: str | None = None, **settings: Any) -> TaskFamily:
+def make_family(name: str, style: str | None = None, compare: str | None = None, **settings: Any) -> TaskFamily:
     """Build the task family registered under ``name``.
 
     Args:
         name: Of the family.
         style: Prompt style; passed on to families that have styles, the others need not take it.
+        compare: When two values are the same; passed on likewise.
         settings: Passed on as they are.
 
     Raises:
@@ -172,8 +173,9 @@ def make_family(name: str, style: str | None = None, **settings: Any) -> TaskFam
     """
     maker = families.load(name)
     known = inspect.signature(maker).parameters
-    if style is not None and "style" in known:
-        settings["style"] = style
+    for setting, value in (("style", style), ("compare", compare)):
+        if value is not None and setting in known:
+            settings[setting] = value
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         for setting in settings.keys() - known.keys():
             raise InvalidConfig(unknown(f"setting of task family {name!r}", setting, known))

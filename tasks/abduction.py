@@ -32,8 +32,9 @@ class Abduction(TripletProposals):
         return Job(task.program, (arguments,), policy="plain")
 
     def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
-        """Right when the output is the task's, compared as canonical text."""
+        """Right when the output is the task's."""
         execution = executions[0]
         if execution.status is not Status.OK:
             return Verdict(0.0, execution.status)
-        return Verdict(1.0) if execution.value == task.outputs[0] else Verdict(0.0, "another value")
+        same = execution.value is not None and self.same(execution.value, task.outputs[0])
+        return Verdict(1.0) if same else Verdict(0.0, "another value")

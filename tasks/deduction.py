@@ -21,13 +21,12 @@ class Deduction(TripletProposals):
         return prompting.fill(self.name, "solve", self.style, program=task.program, input=task.inputs[0])
 
     def check(self, task: Task, answer: str) -> Verdict | Job:
-        """Compare values by their canonical text; the answer is parsed, never run."""
+        """Compare values; the answer is parsed, never run."""
         try:
             value = literals.canonical(last_block(answer, "output"))
         except literals.NotALiteral as error:
             return Verdict(0.0, str(error))
-        same = value == task.outputs[0]
-        return Verdict(1.0) if same else Verdict(0.0, "another value")
+        return Verdict(1.0) if self.same(value, task.outputs[0]) else Verdict(0.0, "another value")
 
     def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
         """Never needed: `check` decides."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from selfplay_gym.frame import blocks, last_block
 from selfplay_gym.tasks import prompting
+from selfplay_gym.tasks.comparing import Compare, comparison
 from selfplay_gym.tasks.triplets import IDENTITY
 from selfplay_gym.types import Execution, Job, Proposal, Status, Task, Verdict
 
@@ -17,16 +18,17 @@ class Induction:
     Args:
         style: Prompt style: ``azr``, ``chat`` or ``compact``.
         pairs: Inputs a proposal must bring (10 in Absolute Zero, half of them shown).
+        compare: ``canonical``: ``1``, ``1.0`` and ``True`` are three values; ``python``: they are one.
     """
 
     name = "induction"
     references = 1
     references_from_all = True
 
-    def __init__(self, style: prompting.Style = "azr", pairs: int = 10) -> None:
+    def __init__(self, style: prompting.Style = "azr", pairs: int = 10, compare: Compare = "canonical") -> None:
         prompting.check_style(style)
         prompting.check_count("pairs", pairs, 2)
-        self.style, self.pairs = style, pairs
+        self.style, self.pairs, self.same = style, pairs, comparison(compare)
 
     def seeds(self) -> Sequence[Task]:
         """Return the identity program with a spread of inputs."""
@@ -70,6 +72,6 @@ class Induction:
         for execution, output in zip(executions, task.outputs[len(task.inputs) // 2 :], strict=True):
             if execution.status is not Status.OK:
                 return Verdict(0.0, execution.status)
-            if execution.value != output:
+            if execution.value is None or not self.same(execution.value, output):
                 return Verdict(0.0, "another value")
         return Verdict(1.0)

@@ -12,6 +12,7 @@ from selfplay_gym import literals
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.frame import blocks
 from selfplay_gym.tasks import prompting
+from selfplay_gym.tasks.comparing import Compare, comparison
 from selfplay_gym.types import Proposal, Task, Triplet
 
 IDENTITY = Triplet("def f(x):\n    return x", "'Hello world'", "'Hello world'")
@@ -29,6 +30,7 @@ class TripletProposals:
         composite: Share of proposals that must call stored programs as functions ``g_0``... Absolute Zero raises its
             share during training, and is published with 0.
         functions: Of how many, if so many of the references are plain functions.
+        compare: ``canonical``: ``1``, ``1.0`` and ``True`` are three values; ``python``: they are one.
     """
 
     name: str
@@ -42,12 +44,14 @@ class TripletProposals:
         seed_input: str = IDENTITY.input,
         composite: float = 0.0,
         functions: int = 1,
+        compare: Compare = "canonical",
     ) -> None:
         prompting.check_style(style)
         prompting.check_count("references", references, 0)
         prompting.check_share("composite", composite)
         prompting.check_count("functions", functions, 1)
         self.style, self.references, self.composite, self.functions = style, references, composite, functions
+        self.same = comparison(compare)
         try:
             self.seed_input = literals.canonical(str(seed_input))
         except literals.NotALiteral as error:

@@ -365,13 +365,54 @@ def test_a_capacity_evicts_the_oldest_of_that_family_only(path: Path) -> None:
     connection.close()
 
 
-def test_no_frequent_query_walks_a_table(path: Path) -> None:
+def test_an_archive_may_keep_its_oldest(path: Path) -> None:
+    with Archive(path, capacity=2, evict="newest") as archive:
+        fill(archive, 5)
+        archive.add_task(make_task(0, "abduction"), 5)
+        assert archive.counts() == {"abduction": 1, "deduction": 2}
+        assert [stored.id for stored in archive.tasks("deduction")] == [1, 2]
+        assert [stored.id for stored in archive.sample("deduction", 9, random.Random(0), "newest")] == [2, 1]
+        assert archive.task(5).task == make_task(4)
+        assert archive.statistics().evicted == 3
+    with Archive.read(path) as reader:
+        assert reader.counts() == {"abduction": 1, "deduction": 2}
+
+
+@pytest.mark.parametrize("first", ["oldest", "newest"])
+def test_an_archive_keeps_to_one_end(path: Path, first: Any) -> None:
+    other: Any = {"oldest": "newest", "newest": "oldest"}[first]
+    with Archive(path, capacity=2, evict=first) as archive:
+        fill(archive, 3)
+    with Archive(path, capacity=2, evict=other) as archive, pytest.raises(InvalidData, match=f"evict='{first}'"):
+        archive.add_task(make_task(3), 3)
+    with Archive(path, capacity=2, evict=first) as archive:
+        archive.add_task(make_task(3), 3)
+        assert archive.counts() == {"deduction": 2}
+
+
+@pytest.mark.parametrize(("capacity", "live"), [(None, [1, 2, 3]), (2, [1, 2]), (4, [1, 2, 3])])
+def test_what_was_not_kept_does_not_come_back(path: Path, capacity: int | None, live: list[int]) -> None:
+    with Archive(path, capacity=3, evict="newest") as archive:
+        fill(archive, 4)
+    with Archive(path, capacity=capacity, evict="newest") as archive:
+        archive.add_task(make_task(4), 4)
+        assert [stored.id for stored in archive.tasks()] == live
+        assert archive.counts() == {"deduction": len(live)}
+
+
+def test_there_are_two_ends_to_evict_from() -> None:
+    with pytest.raises(InvalidConfig, match="oldest, newest, got 'all'"):
+        Archive(":memory:", evict="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("evict", ["oldest", "newest"])
+def test_no_frequent_query_walks_a_table(path: Path, evict: Any) -> None:
     seen: list[str] = []
-    with Archive(path, capacity=4) as archive:
+    with Archive(path, capacity=4, evict=evict) as archive:
         fill(archive, 6)
         archive._db.set_trace_callback(seen.append)
         task_id = archive.add_task(make_task(7, behaviour="b"), 7, [1, 2])
-        archive.record_attempts(7, [(task_id, 2, 1)])
+        archive.record_attempts(7, [(3, 2, 1), (task_id, 2, 1)])
         archive.record_rejection(7, "deduction", "syntax", "", "")
         archive.has_program("x", "deduction")
         archive.has_behaviour("x", "deduction")
@@ -424,13 +465,14 @@ def sampled(archive: Archive) -> list[object]:
     return [archive.sample(FAMILIES, 4, rng, how) for how in HOWS for _ in range(3)] + [rng.random(), archive.counts()]
 
 
-@given(histories, st.none() | st.integers(1, 3), st.data())
+@given(histories, st.none() | st.integers(1, 3), st.sampled_from(["oldest", "newest"]), st.data())
 @settings(max_examples=80, deadline=None)
 def test_a_rewound_archive_is_the_one_that_stopped_there_and_continues_like_it(
-    history: list[list[tuple[Any, ...]]], capacity: int | None, data: st.DataObject
+    history: list[list[tuple[Any, ...]]], capacity: int | None, evict: Any, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(-1, len(history) - 1))
-    with Archive(":memory:", capacity=capacity) as rewound, Archive(":memory:", capacity=capacity) as stopped:
+    rewound, stopped = (Archive(":memory:", capacity=capacity, evict=evict) for _ in range(2))
+    with rewound, stopped:
         for number, done in enumerate(history):
             play(rewound, number, done)
         finished = rewound.fingerprint()

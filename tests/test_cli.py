@@ -220,6 +220,14 @@ def test_lists_are_lines_or_one_json_array(run: Run, kind: str) -> None:
     assert run("list", kind) == Answer(0, "\n".join(names) + "\n", "")
 
 
+def test_a_recipe_is_printed_with_what_is_set_and_what_that_means(run: Run) -> None:
+    answer = run("recipe", "nano", "--set", "steps=7")
+    assert (answer.code, answer.err) == (0, "")
+    assert "steps: 7  # updates, one a step" in answer.out.splitlines()
+    assert "did you mean 'azr-paper'" in run("recipe", "azr-papr").line
+    assert "did you mean 'steps'" in run("recipe", "nano", "--set", "step=7").line
+
+
 def test_doctor_prints_one_json_object(run: Run) -> None:
     answer = run("doctor", "--json")
     facts = json.loads(answer.out)

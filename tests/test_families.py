@@ -299,3 +299,42 @@ def test_an_induction_proposal_needs_its_pairs_and_one_message(pairs: int, messa
     family: Any = make_family("induction", pairs=3)
     with pytest.raises(ValueError, match=r"blocks, expected [13]"):
         family.parse_proposal(INPUT * pairs + MESSAGE * messages, [task_of("deduction")])
+
+
+# -- when values are the same ----------------------------------------------------------------------------------------
+
+ALIKE = {"True": "1", "1.0": "1", "-0.0": "0.0", "[1, {2: False}]": "[True, {2.0: 0}]", "(1, 2)": "(1, 2)"}
+UNLIKE = {"'1'": "1", "[1, 2]": "(1, 2)", "nan": "1", "'a'": "'b'"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("value", "gold"), [*ALIKE.items(), *UNLIKE.items()])
+def test_values_compare_as_asked_for(sandbox: Executor, name: str, value: str, gold: str) -> None:
+    count = 4 if name == "induction" else 1
+    task = Task(name, f"def f(x):\n    return {value}", tuple("1234"[:count]), (literals.canonical(gold),) * count)
+    answer = {"deduction": value, "abduction": "9", "induction": task.program}[name]
+    same = literals.canonical(value) == literals.canonical(gold)
+    assert verdict_of(make_family(name), task, answer, sandbox).passed == same
+    assert verdict_of(make_family(name, compare="canonical"), task, answer, sandbox).passed == same
+    assert verdict_of(make_family(name, compare="python"), task, answer, sandbox).passed == (value in ALIKE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_equality_of_a_program_is_called(sandbox: Executor, name: str) -> None:
+    program = "class C(int):\n    def __eq__(self, other):\n        return True\n\ndef f(x):\n    return C(3)"
+    count = 4 if name == "induction" else 1
+    task = Task(name, program, tuple("1234"[:count]), ("42",) * count)
+    answer = {"deduction": "C(3)", "abduction": "9", "induction": program}[name]
+    assert not verdict_of(make_family(name, compare="python"), task, answer, sandbox).passed
+
+
+def test_an_output_that_was_cut_is_compared_as_text() -> None:
+    task = Task("deduction", "def f(x):\n    return x", ("1",), ("[1, 2...9]",))
+    family = make_family("deduction", compare="python")
+    assert family.check(task, "[1, 2, 9]") == Verdict(0.0, "another value")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_way_to_compare_brings_the_nearest(name: str) -> None:
+    with pytest.raises(UnknownId, match="'python'"):
+        make_family(name, compare="pyton")

@@ -189,7 +189,7 @@ def test_a_bad_proposal_is_refused_by_the_check_that_is_meant_for_it(
 
 def test_every_check_is_tested() -> None:
     elsewhere = {"format", "parse", "distinct_inputs", "message", "new", "held_out", "raise", "error", "composite"}
-    assert elsewhere | set(REFUSED) == set(CHECKS)
+    assert elsewhere | {"single_def"} | set(REFUSED) == set(CHECKS)
     assert set(CHECKS) >= OPTIONAL
 
 
@@ -502,3 +502,65 @@ def test_an_unknown_check_is_named_with_the_nearest_one() -> None:
 def test_impossible_caps_are_refused(field: str, value: int) -> None:
     with pytest.raises(InvalidConfig, match=f"{field} must be between 1 and 65536, got {value}"):
         GateConfig(**{field: value})  # type: ignore[arg-type]
+
+
+# -- what is off unless asked for ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "single"),
+    [
+        ("arithmetic", True),
+        ("a decorator", True),
+        ("a nested function", False),
+        ("a class", False),
+        ("a recursive helper", False),
+    ],
+)
+def test_helpers_are_refused_where_one_def_is_asked_for(sandbox: Executor, name: str, single: bool) -> None:
+    program, given, *_ = HONEST[name]
+    candidate = Candidate("deduction", Proposal(program, (given,)))
+    assert refused_by(Gate(sandbox, GateConfig()).judge([candidate])[0]) == "admitted"
+    strict = Gate(sandbox, GateConfig(single_def=True)).judge([candidate])[0]
+    assert refused_by(strict) == ("admitted" if single else "single_def")
+
+
+def test_a_lambda_is_no_def(sandbox: Executor) -> None:
+    candidate = Candidate("deduction", Proposal("def f(x):\n    return (lambda y: y + 1)(x)", ("4",)))
+    assert isinstance(Gate(sandbox, GateConfig(single_def=True)).judge([candidate])[0], Task)
+
+
+@pytest.mark.parametrize("length", [8, 9, 300])
+def test_outputs_are_cut_only_where_that_is_asked_for(sandbox: Executor, length: int) -> None:
+    """The published code cuts in the middle, and what is left of a string is another string."""
+    program = "def f(x, n):\n    return ('ab' * 500)[:n] if x else 'b'"
+    candidate = Candidate("deduction", Proposal(program, (f"True, {length - 2}",)))
+    (task,) = Gate(sandbox, GateConfig()).judge([candidate])
+    (cut,) = Gate(sandbox, GateConfig(cut_outputs=8)).judge([candidate])
+    assert isinstance(task, Task)
+    assert isinstance(cut, Task)
+    (whole,) = task.outputs
+    assert len(whole) == length
+    assert cut.outputs == (whole if length == 8 else f"{whole[:4]}...{whole[-4:]}",)
+
+
+@pytest.mark.parametrize("most", [1, 0, -400])
+def test_an_output_keeps_two_ends(most: int) -> None:
+    with pytest.raises(InvalidConfig, match="cut_outputs must be at least 2"):
+        GateConfig(cut_outputs=most)
+
+
+def test_the_lax_gate_admits_what_the_published_code_does(sandbox: Executor) -> None:
+    """What is refused by an optional check alone is a task when all that azr-paper switches off are off."""
+    lax = GateConfig(disabled=frozenset({"distinct_inputs", "message", "depends_on_input", "new", "deterministic"}))
+    unordered = "def f(x):\n    return list({str(x), 'b', 'c', 'd', 'e', 'f', 'g'})"
+    proposals = {
+        "depends_on_input": Candidate("deduction", Proposal("def f(x):\n    return 1", ("4",))),
+        "deterministic": Candidate("deduction", Proposal(unordered, ("4",))),
+        "distinct_inputs": Candidate("induction", Proposal(DOUBLE, ("1", "1"), "What grows?")),
+        "message": Candidate("induction", Proposal(DOUBLE, ("1", "2"), "return x * 2")),
+        "new": Candidate("deduction", Proposal(DOUBLE, ("4",)), known=lambda task: True),
+    }
+    for check, candidate in proposals.items():
+        assert refused_by(Gate(sandbox).judge([candidate])[0]) == check
+        assert refused_by(Gate(sandbox, lax).judge([candidate])[0]) == "admitted", check

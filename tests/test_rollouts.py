@@ -11,6 +11,7 @@ import torch
 
 from selfplay_gym import gate, rewards
 from selfplay_gym.archive import Archive, How
+from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
@@ -258,6 +259,169 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_the_archive_as_it_was(
     assert archive.fingerprint() == before
 
 
+# -- probes that are not reused ----------------------------------------------------------------------------------------
+
+ALONE = {"reuse_probes": False, "tasks": 6, "answers": 2, "replays": "uniform"}
+
+
+class Heard:
+    """A generation back-end that remembers what it was asked for."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.requests: list[Request] = []
+
+    def generate(self, requests: Sequence[Request]) -> list[Sample]:
+        self.requests += requests
+        return self.policy.backend.generate(requests)
+
+
+def heard_game(executor: Executor, archive: Archive, **settings: Any) -> tuple[SelfPlay, Heard]:
+    player = game(executor, archive, **settings)
+    heard = Heard(player.policy)
+    player.generator = heard
+    return player, heard
+
+
+def solver_tasks(rows: Sequence[Row], archive: Archive) -> Counter[int]:
+    """Return how many solver rows each step of origin has."""
+    groups = (int(row.group.removeprefix("solve-")) for row in rows if row.role == "solve")
+    return Counter(archive.task(number).step for number in groups)
+
+
+def test_probes_that_are_not_reused_measure_and_are_thrown_away(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player, heard = heard_game(sandbox, archive, **ALONE)
+    (rows, *_), (metrics, *_) = play(player, 1)
+    new, trained = int(metrics["tasks/new"]), sum(row.role == "solve" for row in rows)
+    assert new >= 3
+    assert metrics["tasks/replayed"] == 2  # the two seed tasks, in two answers each
+    assert trained == 2 * 2
+    assert len(heard.requests) == 8 + 4 * new + trained
+    measured = [task for task in archive.tasks() if task.step == 1]
+    assert [task.attempts for task in measured] == [4] * new
+    paid = {row.reward for row in rows if row.role == "propose" and not row.note}
+    assert paid == {rewards.absolute_zero(task.solve_rate or 0.0) for task in measured}
+    assert metrics["tokens/untrained"] > 0
+    assert metrics["tokens/sampled"] - metrics["tokens/untrained"] == sum(len(row.sample.ids) for row in rows)
+
+
+def test_reused_probes_leave_nothing_untrained(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player, heard = heard_game(sandbox, archive)
+    (rows, *_), (metrics, *_) = play(player, 1)
+    assert len(heard.requests) == len(rows)
+    assert metrics["tokens/untrained"] == 0
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_solvers_learn_from_the_new_tasks_of_this_step_or_the_last(
+    sandbox: SandboxExecutor, archive: Archive, lag: int
+) -> None:
+    player, _ = heard_game(sandbox, archive, **{**ALONE, "tasks": 4, "lag": lag})
+    (first, second, third), metrics = play(player, 3)
+    assert all(measured["tasks/new"] >= 4 for measured in metrics)
+    assert set(solver_tasks(first, archive)) == {1 - lag}  # with a lag only the seed tasks are there
+    assert solver_tasks(second, archive)[2 - lag] >= 6
+    assert solver_tasks(third, archive)[3 - lag] >= 6
+    assert set(solver_tasks(third, archive)) <= set(range(4 - lag))
+
+
+def test_what_the_newest_leave_free_is_replayed(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player, _ = heard_game(sandbox, archive, **{**ALONE, "tasks": 24})
+    rows, metrics = play(player, 3)
+    before = 2 + metrics[0]["tasks/new"]
+    found = solver_tasks(rows[2], archive)
+    assert found[2] == 2 * metrics[1]["tasks/new"]
+    assert sum(found.values()) == 2 * min(24, before + metrics[1]["tasks/new"])
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 1.0), (0.0, 0.0), (0.5, 0.5)])
+def test_probes_may_have_a_temperature_of_their_own(
+    sandbox: SandboxExecutor, archive: Archive, asked: float | None, expected: float
+) -> None:
+    class Cold(Heard):
+        """The scripted player has no logits to divide at temperature 0."""
+
+        def generate(self, requests: Sequence[Request]) -> list[Sample]:
+            self.requests += requests
+            return self.policy.backend.generate([replace(request, temperature=1.0) for request in requests])
+
+    player = game(sandbox, archive, probe_temperature=asked, **ALONE)
+    player.generator = heard = Cold(player.policy)
+    _, (metrics, *_) = play(player, 1)
+    probes = 4 * int(metrics["tasks/new"])
+    found = [request.temperature for request in heard.requests]
+    assert found[8 : 8 + probes] == [expected] * probes
+    assert set(found[:8] + found[8 + probes :]) == {1.0}
+
+
+def test_a_single_answer_does_not_hide_a_solve_rate(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player, _ = heard_game(sandbox, archive, **{**ALONE, "answers": 1, "lag": 0, "tasks": 12})
+    (rows, *_), _ = play(player, 1)
+    assert {row.role for row in rows} == {"propose", "solve"}
+    assert {task.attempts for task in archive.tasks() if task.step == 1} == {4}
+
+
+# -- seed tasks --------------------------------------------------------------------------------------------------------
+
+
+def test_seeding_fills_the_archive_and_learns_nothing(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player = game(sandbox, archive, seed_tasks=9)
+    player.seed_archive()
+    assert archive.counts() == {"abduction": 9, "deduction": 9}
+    stored = list(archive.tasks())
+    assert {task.step for task in stored} == {0}
+    assert len({task.task.key for task in stored}) == 18
+    assert all(task.attempts == 0 for task in stored)
+    assert archive.lineage(stored[-1].id)  # shown what was there already
+    before = archive.fingerprint()
+    player.seed_archive()
+    assert archive.fingerprint() == before
+
+
+def test_without_seed_tasks_nothing_is_proposed(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player, heard = heard_game(sandbox, archive)
+    player.seed_archive()
+    assert heard.requests == []
+    assert archive.counts() == {"abduction": 1, "deduction": 1}
+
+
+def test_seeding_goes_on_where_it_was_killed(sandbox: SandboxExecutor, archive: Archive) -> None:
+    game(sandbox, archive, seed_tasks=12).seed_archive()
+    with Archive(":memory:") as killed:
+        player, heard = heard_game(sandbox, killed, seed_tasks=12)
+
+        def cut_off(requests: Sequence[Request]) -> list[Sample]:
+            if len(heard.requests) > 8:
+                raise KeyboardInterrupt
+            return Heard.generate(heard, requests)
+
+        heard.generate = cut_off  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            player.seed_archive()
+        assert 2 < sum(killed.counts().values()) < 24
+        game(sandbox, killed, seed_tasks=12).seed_archive()
+        assert killed.fingerprint() == archive.fingerprint()
+
+
+def test_a_seed_task_is_there_once_even_if_repetitions_may_be_tasks(sandbox: SandboxExecutor, archive: Archive) -> None:
+    def repeating(prompt: str, rng: random.Random) -> str:
+        text = f"```python\ndef f(x):\n    return x + {rng.randint(1, 3)}\n```\n```input\n4\n```"
+        return f"</think><answer>{text}</answer>"
+
+    player = game(sandbox, archive, fresh_policy(player=repeating), seed_tasks=4)
+    player.referee.gate.config = gate.GateConfig(disabled=frozenset({"new"}))
+    player.seed_archive()
+    programs = Counter((task.task.family, task.task.program) for task in archive.tasks())
+    assert set(programs.values()) == {1}
+    assert archive.counts() == {"abduction": 4, "deduction": 4}
+
+
+def test_a_policy_that_cannot_propose_cannot_seed(sandbox: SandboxExecutor, archive: Archive) -> None:
+    silent = fresh_policy(player=lambda prompt, rng: "nothing")
+    with pytest.raises(SelfPlayError, match=r"asks for 2 tasks a family, but deduction still lacks 1 after 20 rounds"):
+        game(sandbox, archive, silent, seed_tasks=2).seed_archive()
+
+
 # -- no verdict --------------------------------------------------------------------------------------------------------
 
 
@@ -327,9 +491,12 @@ def test_too_long_proposal_prompts_are_left_out(sandbox: SandboxExecutor, archiv
     assert metrics["tokens/sampled"] == 0
 
 
-def test_a_proposal_prompt_that_is_too_long_is_drawn_again(sandbox: SandboxExecutor, archive: Archive) -> None:
+@pytest.mark.parametrize("limits", [{"prompt_tokens": 100}, {"prompt_tokens": 1000, "content_tokens": 100}])
+def test_a_proposal_prompt_that_is_too_long_is_drawn_again(
+    sandbox: SandboxExecutor, archive: Archive, limits: dict[str, int]
+) -> None:
     program = "def f(x):\n" + "    x = x + 1\n" * 40 + "    return x"
-    player = game(sandbox, archive, prompt_tokens=100)
+    player = game(sandbox, archive, **limits)
     archive.add_task(Task("deduction", program, ("1",), ("41",)), step=0)
     (rows, *_), _ = play(player, 1)
     prompts = [row.prompt for row in rows if (row.role, row.family) == ("propose", "deduction")]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from selfplay_gym.archive import How
+from selfplay_gym.archive import Evict, How
 from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.gate import GateConfig
+from selfplay_gym.intrinsic import COMBINE
+from selfplay_gym.protocols import TaskFamily
 from selfplay_gym.referee import REFERENCES, RewardConfig
-from selfplay_gym.registry import unknown
+from selfplay_gym.registry import make_family, unknown
+from selfplay_gym.rewards import LEARNABILITY
 from selfplay_gym.types import Limits
 
 ADVANTAGES = ("trr++", "trr++-token", "group", "group-centred", "rae")
@@ -26,21 +31,49 @@ class _Section(BaseModel):
 class Lengths(_Section):
     """Longest completion of each role, in tokens."""
 
-    propose: int = Field(128, ge=1, le=1_000_000)
-    solve: int = Field(96, ge=1, le=1_000_000)
+    propose: int = Field(128, ge=1, le=1_000_000, description="of a proposer")
+    solve: int = Field(96, ge=1, le=1_000_000, description="of a solver")
 
 
 class Play(_Section):
     """Who plays what in one step."""
 
     proposals: int = Field(8, ge=1, description="proposals a family and step")
-    tasks: int = Field(48, ge=1, description="tasks solved a step: all new ones, then replays")
+    tasks: int = Field(48, ge=1, description="tasks that solvers learn from in a step: all new ones, then replays")
     attempts: int = Field(8, ge=2, description="attempts at each task; those at a new task measure its solve rate")
-    max_new_tokens: Lengths = Lengths()
-    temperature: float = Field(1.0, gt=0, le=10)
-    references: str = Field("uniform", description="how the tasks shown to proposers are drawn, `Archive.sample`")
-    replays: How = Field("half_solved", description="how the tasks that come back are drawn, `Archive.sample`")
+    reuse_probes: bool = Field(
+        True,
+        description="learn from the attempts at new tasks; false: they only measure, other answers are learnt from",
+    )
+    answers: int = Field(1, ge=1, description="without reuse_probes: answers to each task that are learnt from")
+    lag: Literal[0, 1] = Field(
+        1,
+        description="without reuse_probes: solvers learn first from the new tasks of this step (0) or the last (1)",
+    )
+    probe_temperature: float | None = Field(
+        None, ge=0, le=10, description="without reuse_probes: temperature of what only measures; null: as of all else"
+    )
+    seed_tasks: int = Field(0, ge=0, description="tasks a family to propose and admit before the first step")
+    max_new_tokens: Lengths = Field(Lengths(), description="longest completions, in tokens")
+    temperature: float = Field(1.0, gt=0, le=10, description="of every sample")
+    references: str = Field(
+        "uniform", description="how the tasks shown to proposers are drawn: " + ", ".join(REFERENCES)
+    )
+    replays: How = Field(
+        "half_solved", description="how the tasks that come back are drawn: " + ", ".join(get_args(How))
+    )
     prompt_tokens: int = Field(256, ge=16, le=1_000_000, description="longer prompts are not played")
+    content_tokens: int | None = Field(
+        None, ge=16, le=1_000_000, description="longer prompts of proposers are drawn again; null: as prompt_tokens"
+    )
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Play:
+        if self.reuse_probes and self.probe_temperature is not None:
+            raise ValueError(
+                "probe_temperature is for attempts that only measure: set play.reuse_probes=false, or leave it null"
+            )
+        return self
 
     @field_validator("references")
     @classmethod
@@ -53,12 +86,18 @@ class Play(_Section):
 class Reward(_Section):
     """How the roles are paid; see `selfplay_gym.rewards`."""
 
-    learnability: str = "absolute-zero"
-    solver: str = "zero-one"
-    novelty: float = Field(0.0, ge=0)
-    intrinsic: dict[str, float] = Field(default={}, description="weights of extras for proposers, by name")
+    learnability: str = Field(
+        "absolute-zero", description="the proposer's reward over the solve rate: " + ", ".join(LEARNABILITY)
+    )
+    solver: str = Field(
+        "zero-one", description="right, wrong, badly formatted: 1, 0, 0 (zero-one) or 1, -0.5, -1 (azr-code)"
+    )
+    novelty: float = Field(0.0, ge=0, description="weight of the bonus for programs of a rare shape")
+    intrinsic: dict[str, float] = Field(
+        default={}, description="weights of extras for proposers, such as {halstead: 0.3}"
+    )
     intrinsic_cap: float = Field(0.5, ge=0, description="most that one of them contributes")
-    combine: str = Field("sum", description="how they and the reward become one")
+    combine: str = Field("sum", description="how they and the reward become one: " + ", ".join(COMBINE))
 
     @model_validator(mode="after")
     def _known(self) -> Reward:
@@ -74,14 +113,18 @@ class Reward(_Section):
 class GateSection(_Section):
     """Caps of the gate, limits of a run, and optional checks that are disabled."""
 
-    program_characters: int = 4096
-    input_characters: int = 1024
-    message_characters: int = 1024
-    cpu_seconds: float = 1.0
-    wall_seconds: float = 5.0
-    memory_bytes: int = 256 * 2**20
-    output_bytes: int = 4096
-    disabled: tuple[str, ...] = ()
+    program_characters: int = Field(4096, description="longest program")
+    input_characters: int = Field(1024, description="longest argument list of a task, each")
+    message_characters: int = Field(1024, description="longest message of a task")
+    cpu_seconds: float = Field(1.0, description="processor time of one call")
+    wall_seconds: float = Field(5.0, description="clock time of one call, for programs that sleep")
+    memory_bytes: int = Field(256 * 2**20, description="memory of one call")
+    output_bytes: int = Field(4096, description="longest output; longer ones are refused, never cut")
+    disabled: tuple[str, ...] = Field((), description="optional checks that are off, `selfplay-gym list checks`")
+    single_def: bool = Field(False, description="refuse programs with more than one def")
+    cut_outputs: int | None = Field(
+        None, ge=2, description="cut the outputs of tasks to so many characters, which makes wrong ones; null: whole"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> GateSection:
@@ -92,23 +135,25 @@ class GateSection(_Section):
         """Return what the gate takes."""
         limits = Limits(self.cpu_seconds, self.wall_seconds, self.memory_bytes, self.output_bytes)
         caps = (self.program_characters, self.input_characters, self.message_characters)
-        return GateConfig(*caps, limits, frozenset(self.disabled))
+        return GateConfig(*caps, limits, frozenset(self.disabled), self.single_def, self.cut_outputs)
 
 
 class Update(_Section):
     """The optimizer's side of a step."""
 
-    advantage: str = "group"
+    advantage: str = Field("group", description="how advantages are made of rewards: " + ", ".join(ADVANTAGES))
     baseline_decay: float = Field(0.95, ge=0, lt=1, description="of the baselines of rae, with every row")
-    learning_rate: float = Field(1e-4, gt=0, le=1)
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="of AdamW, at its highest")
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
-    warmup_steps: int = Field(0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
-    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
+    warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises from 0")
+    max_grad_norm: float = Field(1.0, ge=0, description="longer gradients are shortened to this; 0: none is")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = Field(
+        "dapo", description="mean over all tokens (dapo), over those of a micro-batch (bnpo), over rows (grpo)..."
+    )
     beta: float = Field(0.0, ge=0, description="weight of the KL penalty against the starting policy")
-    entropy_coef: float = 0.0
+    entropy_coef: float = Field(0.0, description="weight of the entropy bonus")
     micro_batch: int = Field(64, ge=1, description="rows in one forward pass of one process")
-    bf16: bool = False
+    bf16: bool = Field(False, description="compute in bfloat16 where that is safe")
     skip_padding: bool = Field(False, description="run the decoder on rows bucketed by length (CPU)")
 
     @field_validator("advantage")
@@ -129,29 +174,47 @@ class Holdout(_Section):
 class RunConfig(_Section):
     """Everything that decides a run."""
 
-    model: str = "nano"
-    style: Literal["azr", "chat", "compact"] = "compact"
-    families: dict[str, dict[str, Any]] = Field(
-        default={"deduction": {}, "abduction": {}, "induction": {}}, min_length=1
+    model: str = Field("nano", description="nano, a checkpoint folder or a hub id")
+    style: Literal["azr", "chat", "compact"] = Field(
+        "compact", description="prompts: azr for base models, chat with the model's own template, compact for nano"
     )
-    seed: int = Field(0, ge=0, lt=2**32)
-    steps: int = Field(100, ge=1)
-    play: Play = Play()
-    reward: Reward = Reward()
-    gate: GateSection = GateSection()
-    update: Update = Update()
-    holdout: Holdout | None = Holdout()
-    backend: str = "auto"
-    capacity: int | None = Field(None, ge=1, description="live tasks a family; the oldest are evicted")
+    families: dict[str, dict[str, Any]] = Field(
+        default={"deduction": {}, "abduction": {}, "induction": {}},
+        min_length=1,
+        description="task families that are played, `selfplay-gym list families`, with settings of their own",
+    )
+    compare: Literal["canonical", "python"] = Field(
+        "canonical", description="when values are the same: 1, 1.0 and True are three (canonical) or one (python)"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="fixes everything that is drawn")
+    steps: int = Field(100, ge=1, description="updates, one a step")
+    play: Play = Field(Play(), description="who plays what in one step")
+    reward: Reward = Field(Reward(), description="how the roles are paid")
+    gate: GateSection = Field(GateSection(), description="what becomes a task")
+    update: Update = Field(Update(), description="the optimizer's side of a step")
+    holdout: Holdout | None = Field(
+        Holdout(), description="frozen programs that judge the run, before and after; null: none"
+    )
+    backend: str = Field("auto", description="what generates; auto: what suits the model and the machine")
+    capacity: int | None = Field(None, ge=1, description="live tasks a family; null: all")
+    evict: Evict = Field("oldest", description="which tasks go beyond the capacity")
     processes: int | None = Field(None, ge=1, description="one a core on CPU unless said otherwise")
-    save_steps: int = Field(10, ge=1)
+    save_steps: int = Field(10, ge=1, description="steps from checkpoint to checkpoint")
     keep_checkpoints: int = Field(2, ge=2, description="one may be cut off while it is written")
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[str, ...] = Field((), description="trackers, as transformers names them")
+
+    @model_validator(mode="after")
+    def _seeds_are_kept(self) -> RunConfig:
+        if self.capacity is not None and self.play.seed_tasks > self.capacity:
+            raise ValueError(
+                f"play.seed_tasks must be at most {self.capacity}, the capacity, got {self.play.seed_tasks}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _new_tasks_fit(self) -> RunConfig:
         most = self.play.proposals * len(self.families)
-        if self.play.tasks < most:
+        if self.play.reuse_probes and self.play.tasks < most:
             raise ValueError(
                 f"play.tasks must be at least {most}, the proposals of all families, since each may become a task; "
                 f"got {self.play.tasks}"
@@ -160,8 +223,19 @@ class RunConfig(_Section):
 
     @property
     def rows(self) -> int:
-        """Rows of one update at most: every proposal and every attempt."""
-        return self.play.proposals * len(self.families) + self.play.tasks * self.play.attempts
+        """Rows of one update at most: every proposal and every answer that is learnt from."""
+        answers = self.play.attempts if self.play.reuse_probes else self.play.answers
+        return self.play.proposals * len(self.families) + self.play.tasks * answers
+
+    def make_families(self) -> dict[str, TaskFamily]:
+        """Return the task families; what one is told for itself goes before what all are told.
+
+        Raises:
+            UnknownId: No such family.
+            InvalidConfig: An impossible setting of one.
+        """
+        told = {"style": self.style, "compare": self.compare}
+        return {name: make_family(name, **{**told, **own}) for name, own in self.families.items()}
 
 
 def load(recipe: str, overrides: list[str]) -> RunConfig:
@@ -202,6 +276,26 @@ def recipes() -> list[str]:
 def dump(config: RunConfig) -> str:
     """Return the settings as YAML, every default included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def annotated(config: RunConfig) -> str:
+    """Return the settings as YAML that `load` reads back, each with its description beside it."""
+    return "\n".join(_annotated(config)) + "\n"
+
+
+def _annotated(section: BaseModel, indent: str = "") -> Iterator[str]:
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        inner = isinstance(value, BaseModel)
+        yield f"{indent}{name}:{'' if inner else ' ' + _in_line(section, name)}  # {info.description}"
+        if inner:
+            yield from _annotated(value, indent + "  ")
+
+
+def _in_line(section: BaseModel, name: str) -> str:
+    """Return a setting's value as YAML in one line."""
+    value = section.model_dump(mode="json", include={name})[name]
+    return yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]
 
 
 def _read(recipe: str) -> dict[str, Any]:

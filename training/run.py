@@ -28,7 +28,7 @@ from selfplay_gym.errors import InvalidConfig, RunFolderError, UnknownId
 from selfplay_gym.gate import Gate
 from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
-from selfplay_gym.registry import executors, make_family, unknown
+from selfplay_gym.registry import executors, unknown
 from selfplay_gym.report import write_report
 from selfplay_gym.training import holdout
 from selfplay_gym.training.advantages import make_estimator
@@ -65,8 +65,7 @@ def check(config: RunConfig) -> None:
         InvalidConfig: An impossible setting of a family, a tracker that is not installed, no model, or lengths that it
             cannot read.
     """
-    for name, settings in config.families.items():
-        make_family(name, style=config.style, **settings)
+    config.make_families()
     if config.backend not in BACKENDS:
         raise UnknownId(unknown("generation backend", config.backend, BACKENDS))
     for name in config.report_to:
@@ -217,7 +216,7 @@ class Leader:
             self.start = self.folder.resume(self.config) if self.resume else 0
             self.executor: Executor = executors.load("sandbox")()
             stack.callback(self.executor.close)
-            self.archive = stack.enter_context(Archive(self.folder.archive, capacity=self.config.capacity))
+            self.archive = stack.enter_context(self._open_archive())
             if self.resume:
                 self.archive.rewind(self.start)
             self.suites = holdout.load(self.executor, self.config.style)  # kept out of training even if not measured
@@ -232,12 +231,14 @@ class Leader:
     ) -> None:
         self._stack.close()
 
+    def _open_archive(self) -> Archive:
+        return Archive(self.folder.archive, capacity=self.config.capacity, evict=self.config.evict)
+
     def _game(self) -> SelfPlay:
         config = self.config
-        families = {name: make_family(name, style=config.style, **how) for name, how in config.families.items()}
         gate = Gate(self.executor, config.gate.build(), held_out=holdout.programs(self.suites))
         pay, references = config.reward.build(), config.play.references
-        referee = Referee(families, self.executor, self.archive, gate, pay, references)
+        referee = Referee(config.make_families(), self.executor, self.archive, gate, pay, references)
         kept = self.folder.mark(self.start).get("baselines") if self.start else None
         estimate = make_estimator(config.update.advantage, config.update.baseline_decay, kept)
         chat = config.style == "chat"
@@ -255,8 +256,15 @@ class Leader:
                 scores = self._measure("before")
                 self.folder.write_json("clock.json", {"holdout_before": time.monotonic() - began})
                 self.folder.write_json("holdout_before.json", scores)
+            if not self.start:
+                self._seed_archive()
         self._step_started = time.monotonic()
         self._stack.enter_context(self.live)
+
+    def _seed_archive(self) -> None:
+        if self.config.play.seed_tasks:
+            with self.console.status("Proposing the seed tasks"):
+                self.game.seed_archive()
 
     def finish(self) -> None:
         """Solve the hold-outs again, write the result and show it."""

@@ -13,6 +13,7 @@ from selfplay_gym.gate import Outcome
 from selfplay_gym.types import NoVerdict, Rejected, Task, Verdict
 
 if TYPE_CHECKING:
+    from selfplay_gym.training.generation import Sample
     from selfplay_gym.training.rollouts import Row
 
 
@@ -48,6 +49,12 @@ class StepWatch:
         self.metrics["no_verdict"] = sum(row.reward is None for row in rows)
         self.metrics["tokens/sampled"] = sum(len(row.sample.ids) for row in rows)
         self.metrics["unfinished"] = _share([not row.sample.finished for row in rows])
+
+    def saw_untrained(self, samples: Sequence[Sample]) -> None:
+        """Take in what was sampled beside the rows."""
+        untrained = sum(len(sample.ids) for sample in samples)
+        self.metrics["tokens/untrained"] = untrained
+        self.metrics["tokens/sampled"] += untrained
 
     def saw_extras(self, extras: Sequence[Mapping[str, float]]) -> None:
         """Take in what the admitted proposals have of each extra that is paid for."""
