@@ -29,6 +29,20 @@ def answer_of(completion: str) -> str | None:
     return match["answer"].strip() if match else None
 
 
+def loose_answer_of(completion: str) -> str | None:
+    """Return what follows the last opening answer tag, up to a closing one; None where there is no such tag.
+
+    So the published code of Absolute Zero reads completions whose form it finds bad.
+
+    >>> loose_answer_of("<answer>3</answer> no, wait: <answer>4</answer> done")
+    '4'
+    >>> loose_answer_of("4") is None
+    True
+    """
+    _, tag, rest = completion.rpartition("<answer>")
+    return rest.partition("</answer>")[0].strip() if tag else None
+
+
 def blocks(answer: str, label: str) -> list[str]:
     r"""Return the bodies of all fenced blocks with this label, in upper or lower case, in order.
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from selfplay_gym import composition, intrinsic, programs, rewards
 from selfplay_gym.archive import Archive, How, StoredTask
 from selfplay_gym.errors import ExecutorError, InvalidConfig, InvalidData
-from selfplay_gym.frame import answer_of
+from selfplay_gym.frame import answer_of, loose_answer_of
 from selfplay_gym.gate import Candidate, Gate, Outcome, repeats_inputs
 from selfplay_gym.protocols import ComposingFamily, Executor, ProposingFamily, TaskFamily
 from selfplay_gym.registry import unknown
@@ -86,6 +86,8 @@ class Referee:
         gate: Admits proposals; by default a strict one over ``executor``.
         pay: How the two roles are paid.
         references: How references are drawn (`REFERENCES`).
+        loose_frame: Also admit proposals and judge answers that stand in answer tags without keeping to the frame. They
+            are paid as badly formatted.
     """
 
     def __init__(
@@ -96,12 +98,15 @@ class Referee:
         gate: Gate | None = None,
         pay: RewardConfig | None = None,
         references: str = "uniform",
+        *,
+        loose_frame: bool = False,
     ) -> None:
         if references not in REFERENCES:
             raise InvalidConfig(unknown("way to draw references", references, REFERENCES))
         self.references = next(how for how in REFERENCES if how == references)
         self.families, self.executor, self.archive = dict(families), executor, archive
         self.gate, self.pay = gate or Gate(executor), pay or RewardConfig()
+        self.loose_frame = loose_frame
         self.proposing = {n: f for n, f in self.families.items() if isinstance(f, ProposingFamily)}
         self._seed()
         self.shapes: Counter[str] = Counter()
@@ -169,7 +174,7 @@ class Referee:
         return [outcomes[number] for number in range(len(requests))]
 
     def _parse(self, request: ProposalRequest, completion: str) -> Candidate | Rejected:
-        answer = answer_of(completion)
+        answer = _answer(completion, loosely=self.loose_frame)
         if answer is None:
             return Rejected("format", "not <think>...</think><answer>...</answer>")
         try:
@@ -197,18 +202,25 @@ class Referee:
     def judge_answers(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[Verdict]:
         """Return a verdict for each (task, completion), in order, with one batch for the executor."""
         families = [self.families[task.family] for task in tasks]
-        return judge_answers(families, tasks, completions, self.executor, self.gate.config.limits)
+        limits = self.gate.config.limits
+        return judge_answers(families, tasks, completions, self.executor, limits, loosely=self.loose_frame)
 
     # -- pay -------------------------------------------------------------------------------------------------------
 
     def proposal_reward(
-        self, outcome: Outcome, verdicts: Sequence[Verdict], extras: Mapping[str, float] | None = None
+        self,
+        outcome: Outcome,
+        verdicts: Sequence[Verdict],
+        extras: Mapping[str, float] | None = None,
+        *,
+        well_formed: bool = True,
     ) -> float | None:
         """Return the proposer's reward given the verdicts on its task's attempts; None without any verdict.
 
-        ``extras`` are what `extras` returned for the task, where the pay is for any.
+        ``extras`` are what `extras` returned for the task, where the pay is for any. A proposal that is not
+        ``well_formed`` earns what a refused one does, whatever became of it.
         """
-        if isinstance(outcome, Rejected):
+        if isinstance(outcome, Rejected) or not well_formed:
             return rewards.REJECTED
         rate = rewards.solve_rate(list(verdicts))
         if isinstance(outcome, NoVerdict) or rate is None:
@@ -290,26 +302,37 @@ def judge_answers(
     completions: Sequence[str],
     executor: Executor,
     limits: Limits | None = None,
+    *,
+    loosely: bool = False,
 ) -> list[Verdict]:
     """Return a verdict for each completion: frame, then the family, then one executor batch for all that need it.
 
     ``limits`` stand in for the default ones: a task that was admitted under wider limits needs them to be solved.
+    Judged ``loosely``, an answer outside the frame, but in answer tags, has the score that it would have within.
     """
     verdicts: dict[int, Verdict] = {}
     jobs: dict[int, Job] = {}
     for number, (family, task, completion) in enumerate(zip(families, tasks, completions, strict=True)):
-        checked = _check(family, task, completion)
+        checked = _check(family, task, completion, loosely=loosely)
         if isinstance(checked, Verdict):
             verdicts[number] = checked
         else:
             jobs[number] = replace(checked, limits=limits) if limits and checked.limits == Limits() else checked
     for number, executions in zip(jobs, run_distinct(list(jobs.values()), executor), strict=True):
         verdicts[number] = _judge(families[number], tasks[number], executions)
+    for number in verdicts if loosely else ():
+        if answer_of(completions[number]) is None:
+            verdicts[number] = replace(verdicts[number], well_formed=False)
     return [verdicts[number] for number in range(len(tasks))]
 
 
-def _check(family: TaskFamily, task: Task, completion: str) -> Verdict | Job:
+def _answer(completion: str, *, loosely: bool) -> str | None:
     answer = answer_of(completion)
+    return loose_answer_of(completion) if answer is None and loosely else answer
+
+
+def _check(family: TaskFamily, task: Task, completion: str, *, loosely: bool) -> Verdict | Job:
+    answer = _answer(completion, loosely=loosely)
     if answer is None:
         return Verdict(0.0, "format", well_formed=False)
     return family.check(task, answer)

@@ -78,12 +78,12 @@ REJECTED = -1.0
 
 
 def solver_zero_one(verdict: Verdict) -> float | None:
-    """1 right, 0 otherwise, None without a verdict.
+    """1 right and well formed, 0 otherwise, None without a verdict.
 
     >>> solver_zero_one(Verdict(1.0)), solver_zero_one(Verdict(0.0)), solver_zero_one(Verdict(None))
     (1.0, 0.0, None)
     """
-    return verdict.score
+    return verdict.score if verdict.score is None or verdict.well_formed else 0.0
 
 
 def solver_azr_code(verdict: Verdict) -> float | None:
@@ -92,9 +92,11 @@ def solver_azr_code(verdict: Verdict) -> float | None:
     >>> solver_azr_code(Verdict(0.0)), solver_azr_code(Verdict(0.0, well_formed=False))
     (-0.5, -1.0)
     """
-    if verdict.score is None or verdict.passed:
-        return verdict.score
-    return -0.5 if verdict.well_formed else -1.0
+    if verdict.score is None:
+        return None
+    if not verdict.well_formed:
+        return -1.0
+    return verdict.score if verdict.passed else -0.5
 
 
 SOLVER: dict[str, Callable[[Verdict], float | None]] = {"zero-one": solver_zero_one, "azr-code": solver_azr_code}

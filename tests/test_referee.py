@@ -387,3 +387,40 @@ def test_a_resumed_referee_remembers_the_shapes(sandbox: Executor, archive: Arch
 def test_impossible_pay_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidConfig, match=words):
         RewardConfig(**settings)
+
+
+# -- the frame, kept loosely -------------------------------------------------------------------------------------------
+
+LOOSE = "so <answer>none</answer>, or rather <answer>{}</answer> is it"
+"""No thought, two answers, and words behind them."""
+
+
+@pytest.mark.parametrize("loosely", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_in_tags_alone_has_a_score_where_that_is_asked_for(
+    sandbox: Executor, archive: Archive, name: str, loosely: bool
+) -> None:
+    referee = Referee(families(), sandbox, archive, loose_frame=loosely, pay=RewardConfig(solver="azr-code"))
+    texts = [LOOSE.format(RIGHT[name]), LOOSE.format(WRONG[name]), framed(RIGHT[name]), RIGHT[name]]
+    verdicts = referee.judge_answers([TASKS[name]] * 4, texts)
+    assert [v.score for v in verdicts] == [float(loosely), 0.0, 1.0, 0.0]
+    assert [v.well_formed for v in verdicts] == [False, False, True, False]
+    assert [referee.solver_reward(v) for v in verdicts] == [-1.0, -1.0, 1.0, -1.0]
+    assert rewards.solve_rate(verdicts) == (2 if loosely else 1) / 4
+
+
+@pytest.mark.parametrize("loosely", [True, False])
+def test_a_proposal_in_tags_alone_becomes_a_task_where_that_is_asked_for(
+    sandbox: Executor, archive: Archive, loosely: bool
+) -> None:
+    referee = Referee(families(), sandbox, archive, loose_frame=loosely)
+    text = LOOSE.format(f"```python\n{DOUBLE}\n```\n```input\n4\n```")
+    (outcome,) = referee.judge_proposals([request_for(referee, "deduction")], [text])
+    assert isinstance(outcome, Task) is loosely
+    assert isinstance(outcome, Task) or outcome == Rejected("format", "not <think>...</think><answer>...</answer>")
+
+
+def test_a_task_of_bad_form_earns_what_a_refused_proposal_does(referee: Referee) -> None:
+    verdicts = [Verdict(1.0), Verdict(0.0)]
+    assert referee.proposal_reward(TASKS["deduction"], verdicts) == 0.5
+    assert referee.proposal_reward(TASKS["deduction"], verdicts, well_formed=False) == rewards.REJECTED

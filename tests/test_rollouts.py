@@ -361,6 +361,26 @@ def test_a_single_answer_does_not_hide_a_solve_rate(sandbox: SandboxExecutor, ar
     assert {task.attempts for task in archive.tasks() if task.step == 1} == {4}
 
 
+# -- the frame, kept loosely -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loosely", [True, False])
+def test_tasks_of_bad_form_are_solved_and_paid_as_refused(
+    sandbox: SandboxExecutor, archive: Archive, loosely: bool
+) -> None:
+    def talkative(prompt: str, rng: random.Random) -> str:
+        return good_player(prompt, rng) + " that is it"
+
+    player = game(sandbox, archive, fresh_policy(player=talkative))
+    player.referee.loose_frame = loosely
+    (rows, *_), (metrics, *_) = play(player, 1)
+    assert (metrics["tasks/new"] >= 3) is loosely
+    assert {row.reward for row in rows if row.role == "propose"} == {rewards.REJECTED}
+    assert all(row.note for row in rows if row.role == "propose")
+    assert {row.reward for row in rows if row.role == "solve"} <= {0.0}
+    assert any(task.solved > 0 for task in archive.tasks()) is loosely
+
+
 # -- seed tasks --------------------------------------------------------------------------------------------------------
 
 

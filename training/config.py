@@ -186,6 +186,9 @@ class RunConfig(_Section):
     compare: Literal["canonical", "python"] = Field(
         "canonical", description="when values are the same: 1, 1.0 and True are three (canonical) or one (python)"
     )
+    frame: Literal["strict", "loose"] = Field(
+        "strict", description="loose: what keeps to answer tags alone is judged as well, and paid as badly formatted"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="fixes everything that is drawn")
     steps: int = Field(100, ge=1, description="updates, one a step")
     play: Play = Field(Play(), description="who plays what in one step")

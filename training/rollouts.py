@@ -19,6 +19,7 @@ import numpy as np
 
 from selfplay_gym.archive import StoredTask
 from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.frame import answer_of
 from selfplay_gym.gate import Outcome
 from selfplay_gym.referee import ProposalRequest, Referee
 from selfplay_gym.training.advantages import Estimator, RoleBaselines
@@ -311,8 +312,9 @@ class SelfPlay:
     ) -> list[Row]:
         rows = []
         for n, (request, proposal, outcome) in enumerate(zip(requests, proposals, outcomes, strict=True)):
-            reward = self.referee.proposal_reward(outcome, tried.get(n, []), extras[n])
-            note = outcome.check if isinstance(outcome, Rejected) else ""
+            formed = answer_of(proposal.text) is not None
+            reward = self.referee.proposal_reward(outcome, tried.get(n, []), extras[n], well_formed=formed)
+            note = outcome.check if isinstance(outcome, Rejected) else "" if formed else "format"
             rows.append(_row("propose", request.family, f"propose-{n}", proposal, reward, note))
         return rows
 

@@ -238,7 +238,8 @@ class Leader:
         config = self.config
         gate = Gate(self.executor, config.gate.build(), held_out=holdout.programs(self.suites))
         pay, references = config.reward.build(), config.play.references
-        referee = Referee(config.make_families(), self.executor, self.archive, gate, pay, references)
+        families, loosely = config.make_families(), config.frame == "loose"
+        referee = Referee(families, self.executor, self.archive, gate, pay, references, loose_frame=loosely)
         kept = self.folder.mark(self.start).get("baselines") if self.start else None
         estimate = make_estimator(config.update.advantage, config.update.baseline_decay, kept)
         chat = config.style == "chat"
