@@ -187,6 +187,9 @@ def test_a_preset_runs_from_end_to_end(preset: str, tmp_path: Path) -> None:
     assert [record["step"] for record in metrics] == [1, 2]
     assert all(record["tasks/new"] > 0 for record in metrics)
     assert all((record["tokens/untrained"] > 0) == (preset == "azr-paper") for record in metrics)
+    resumed = train("--resume", "--output", folder, "--set", "steps=3")
+    assert resumed.code == 0, resumed.err
+    assert "resuming after step 2" in resumed.out
     with Archive.read(RunFolder(folder).archive) as archive:
         stored = [task for task in archive.tasks() if task.step == 0]
     families = [task.task.family for task in stored]

@@ -398,6 +398,17 @@ def test_seeding_fills_the_archive_and_learns_nothing(sandbox: SandboxExecutor, 
     assert archive.fingerprint() == before
 
 
+def test_seed_tasks_are_not_the_new_tasks_of_a_step(sandbox: SandboxExecutor, archive: Archive) -> None:
+    """The first step draws from all of them, and not the last ones that came."""
+    player = game(sandbox, archive, seed_tasks=16, **{**ALONE, "tasks": 4})
+    player.seed_archive()
+    newest = {task.id for name in FAMILIES for task in archive.tasks(name, newest=2)}
+    (rows, *_), _ = play(player, 1)
+    drawn = {int(row.group.removeprefix("solve-")) for row in rows if row.role == "solve"}
+    assert len(drawn) == 4
+    assert drawn != newest
+
+
 def test_without_seed_tasks_nothing_is_proposed(sandbox: SandboxExecutor, archive: Archive) -> None:
     player, heard = heard_game(sandbox, archive)
     player.seed_archive()
