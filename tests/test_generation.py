@@ -17,6 +17,7 @@ from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 from selfplay_gym.training import decoding, generation, nano
 from selfplay_gym.training.decoding import DecodeLoop, supports
 from selfplay_gym.training.generation import (
+    ContinuousBackend,
     GenerationBackend,
     Policy,
     Request,
@@ -297,6 +298,68 @@ def test_auto_takes_the_loop_and_unknown_names_get_neighbours() -> None:
 def test_impossible_requests_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         replace(requests(1)[0], **settings)
+
+
+# -- continuous batching -----------------------------------------------------------------------------------------------
+
+
+def continuous(model: Any) -> ContinuousBackend:
+    return ContinuousBackend(model, FakeTokenizer(), memory=0.001)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_continuous_batching_keeps_prompts_limits_temperatures_and_log_probs(name: str) -> None:
+    model = make_model(name)
+    asked = [replace(r, max_new_tokens=1 + 9 * (i % 3), temperature=i % 2 / 2) for i, r in enumerate(requests(18))]
+    for request, sample in zip(asked, continuous(model).generate(asked), strict=True):
+        assert sample.finished or len(sample.ids) == request.max_new_tokens
+        assert not any(token == EOS for token in sample.ids[:-1])
+        # It takes the logarithm of a probability in float32, which is 1e-5 off where that is small.
+        assert sample.logprobs == pytest.approx(forward_logprobs(model, request, sample), abs=1e-4)
+
+
+def test_continuous_batching_is_greedy_where_asked() -> None:
+    model, asked = make_model(), requests(9, 0.0)
+    expected = TransformersBackend(model, FakeTokenizer()).generate(asked)
+    assert [s.ids for s in continuous(model).generate(asked)] == [s.ids for s in expected]
+
+
+def test_seeds_fix_what_continuous_batching_samples() -> None:
+    model, asked = make_model(), [replace(requests(1)[0], seed=n) for n in range(20)]
+    state = torch.get_rng_state()
+    first = continuous(model).generate(asked)
+    assert torch.equal(state, torch.get_rng_state())
+    assert continuous(model).generate(asked) == first
+    assert len({sample.ids for sample in first}) > 15
+    assert continuous(model).generate([replace(request, seed=request.seed + 50) for request in asked]) != first
+
+
+def test_continuous_batching_leaves_the_model_as_it_was() -> None:
+    model = make_model(attention_dropout=0.9)
+    modes, settings = [module.training for module in model.modules()], model.generation_config
+    attention = model.config._attn_implementation
+    before = continuous(model).generate(requests(4, 0.0))
+    assert [module.training for module in model.modules()] == modes
+    assert model.generation_config is settings
+    assert model.config._attn_implementation == attention
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(-1)
+    assert continuous(model).generate(requests(4, 0.0)) != before
+    model(torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss.backward()
+
+
+def test_continuous_batching_that_fails_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model()
+    model.model.layers[0].mlp.forward = None
+    with pytest.raises(SelfPlayError, match="continuous batching completed 0 of 3 prompts") as caught:
+        continuous(model).generate(requests(3))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_named_backend_is_made() -> None:
+    backend = make_backend(make_model(), FakeTokenizer(), "continuous", memory=0.1)
+    assert isinstance(backend, ContinuousBackend)
+    assert backend.memory == 0.1
 
 
 # -- the policy ----------------------------------------------------------------------------------------------------

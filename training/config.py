@@ -164,6 +164,31 @@ class Update(_Section):
         return value
 
 
+class VLLM(_Section):
+    """The back-end ``vllm``: where its engine runs and how long it may take."""
+
+    mode: Literal["colocate", "server"] = Field("colocate", description="beside the trainer, or elsewhere at `url`")
+    gpu_memory: float = Field(0.3, gt=0, lt=1, description="share of each GPU's memory for the engine (colocate)")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the weights (colocate)")
+    url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^/\s]+", description="of the server")
+    group_port: int = Field(51216, ge=1, le=65535, description="where weights are handed over to the server")
+    start_seconds: float = Field(240.0, gt=0, description="how long to wait until the server is up")
+    answer_seconds: float = Field(600.0, gt=0, description="how long one completion may take the server")
+
+
+class Continuous(_Section):
+    """The back-end ``continuous``."""
+
+    memory: float = Field(0.5, gt=0, lt=1, description="share of the free memory for the cache of keys and values")
+
+
+class Mismatch(_Section):
+    """How far the sampler's log-probs may be from the trainer's; measured each step, at the same weights."""
+
+    rows: int = Field(16, ge=1, description="completions of a step that are measured, spread evenly")
+    alarm: float = Field(0.05, gt=0, description="mean absolute difference a token that is warned of")
+
+
 class Holdout(_Section):
     """The frozen programs that judge the run, before and after."""
 
@@ -199,6 +224,9 @@ class RunConfig(_Section):
         Holdout(), description="frozen programs that judge the run, before and after; null: none"
     )
     backend: str = Field("auto", description="what generates; auto: what suits the model and the machine")
+    vllm: VLLM = VLLM()
+    continuous: Continuous = Continuous()
+    mismatch: Mismatch = Mismatch()
     capacity: int | None = Field(None, ge=1, description="live tasks a family; null: all")
     evict: Evict = Field("oldest", description="which tasks go beyond the capacity")
     processes: int | None = Field(None, ge=1, description="one a core on CPU unless said otherwise")

@@ -80,10 +80,16 @@ class _Over:
 
 
 class SharedGenerator:
-    """Spreads generation over all ranks; as a back-end it is used on rank 0, inside `leading`."""
+    """Spreads generation over all ranks; as a back-end it is used on rank 0, inside `leading`.
 
-    def __init__(self, backend: GenerationBackend, ranks: Ranks) -> None:
-        self.backend, self.ranks = backend, ranks
+    Args:
+        backend: Generates this rank's share.
+        ranks: The processes of the run.
+        central: Rank 0 generates all by itself, since its back-end only passes requests on to a server.
+    """
+
+    def __init__(self, backend: GenerationBackend, ranks: Ranks, *, central: bool = False) -> None:
+        self.backend, self.ranks, self.central = backend, ranks, central
 
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
         """Return the samples in order; every follower does its share.
@@ -91,6 +97,8 @@ class SharedGenerator:
         Raises:
             SelfPlayError: A rank could not generate its share.
         """
+        if self.central:
+            return self.backend.generate(requests)
         self.ranks.broadcast(requests)
         return self._share(requests)
 

@@ -4,7 +4,9 @@ The odd decision is who draws the random numbers. Each request carries its own s
 one uniform number a token and inverts the distribution's running sum. So a sample is a function of prompt, weights and
 seed: it does not depend on which rows share its batch, on the rank, or on torch's global generator, and two back-ends
 give the same sample. All of it holds up to rounding: logits that differ in the last bit, as they do between batch
-shapes, may tip a draw that lies within about 1e-6 of the border between two tokens.
+shapes, may tip a draw that lies within about 1e-6 of the border between two tokens. Two back-ends sample by themselves:
+vLLM draws from a generator of its own for each row, given the row's seed, and continuous batching from torch's, seeded
+for each call by the requests.
 
 Only plain temperature is offered. Under top-k, top-p or penalties the sampler's distribution is not the one whose
 log-probabilities the update uses.
@@ -25,11 +27,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 
-BACKENDS = ("auto", "decode_loop", "transformers")
+BACKENDS = ("auto", "decode_loop", "transformers", "continuous", "vllm")
 SMALL_MODEL = 50_000_000
 """Parameters below which the decode loop is chosen on CPU; above, the matrix products are all that counts."""
 
@@ -267,11 +276,86 @@ def _own_settings(model: Any) -> Iterator[None]:
             module.training = mode
 
 
+# -- continuous batching ----------------------------------------------------------------------------------------------
+
+
+class ContinuousBackend:
+    """Samples with transformers' continuous batching: rows that are done make room for others at once.
+
+    For GPUs without vLLM. It runs on CPU too, where ``generate`` is several times faster. The log-probs come from the
+    same forward as the samples, temperature included.
+
+    Args:
+        model: Unwrapped ``transformers`` model; its weights are read at each call.
+        tokenizer: For its EOS and padding tokens.
+        memory: Share of the free memory for the cache of keys and values.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, memory: float = 0.5) -> None:
+        self.model, self.memory = model, memory
+        self.stop = stop_token_ids(model, tokenizer)
+        self.pad_id = tokenizer.pad_token_id
+
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request]) -> list[Sample]:
+        """Return one sample a request, in their order.
+
+        Raises:
+            SelfPlayError: The batch failed, on a full GPU for example; the log says why.
+        """
+        kinds: dict[tuple[float, int], list[int]] = {}
+        for place, request in enumerate(requests):  # one call has one temperature and one limit
+            kinds.setdefault((request.temperature, request.max_new_tokens), []).append(place)
+        samples: dict[int, Sample] = {}
+        for places in kinds.values():
+            samples.update(zip(places, self._generate_kind([requests[i] for i in places]), strict=True))
+        return [samples[i] for i in range(len(requests))]
+
+    def _generate_kind(self, requests: Sequence[Request]) -> list[Sample]:
+        first, device = requests[0], self.model.device
+        how = GenerationConfig(
+            do_sample=first.temperature > 0,
+            temperature=first.temperature or None,
+            top_k=0,
+            max_new_tokens=first.max_new_tokens,
+            eos_token_id=sorted(self.stop) or -1,
+            pad_token_id=self.pad_id,
+        )
+        batching = ContinuousBatchingConfig(return_logprobs=True, max_memory_percent=self.memory)
+        prompts = [list(request.prompt_ids) for request in requests]
+        with _own_settings(self.model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(row_seed(*(request.seed for request in requests)) % 2**63)
+            # Graphs are captured anew for each call, and would be for each shape of a step: not worth it.
+            outputs = self.model.generate_batch(prompts, how, batching, warmup=False)
+        self._check(outputs, len(requests))
+        return [self._sample(request, output) for request, output in zip(requests, outputs.values(), strict=True)]
+
+    def _check(self, outputs: dict[str, Any], count: int) -> None:
+        """Raise where transformers only logs what went wrong and leaves it out."""
+        errors = [output.error for output in outputs.values() if output.error]
+        if errors or len(outputs) != count:
+            reason = errors[0] if errors else "see the log"
+            raise SelfPlayError(
+                f"continuous batching completed {len(outputs) - len(errors)} of {count} prompts ({reason}): lower "
+                "continuous.memory if the GPU is full, or use the backend 'transformers'"
+            )
+
+    def _sample(self, request: Request, output: Any) -> Sample:
+        ids, logprobs = torch.tensor([output.generated_tokens]), torch.tensor([output.logprobs])
+        return trim([request], ids, logprobs, self.stop)[0]
+
+
 # -- choosing ---------------------------------------------------------------------------------------------------------
 
 
 def make_backend(
-    model: Any, tokenizer: Any, name: str = "auto", *, batch_size: int = 128, dtype: torch.dtype | None = None
+    model: Any,
+    tokenizer: Any,
+    name: str = "auto",
+    *,
+    batch_size: int = 128,
+    dtype: torch.dtype | None = None,
+    memory: float = 0.5,
 ) -> GenerationBackend:
     """Return the named back-end; ``auto`` takes the decode loop for small models it knows on CPU, else transformers.
 
@@ -281,16 +365,22 @@ def make_backend(
         name: One of `BACKENDS`.
         batch_size: Rows at a time.
         dtype: The decode loop's matrix products; the model's own by default. transformers always uses the model's.
+        memory: Share of the free memory that continuous batching takes for its cache.
 
     Raises:
         UnknownId: No such back-end.
         InvalidConfig: The decode loop was asked for and does not know the model's architecture.
     """
-    from selfplay_gym.training.decoding import DecodeLoop, supports  # it builds on this module
+    from selfplay_gym.training.decoding import DecodeLoop, supports  # they build on this module
+    from selfplay_gym.training.vllm import VLLMBackend
 
     if name not in BACKENDS:
         near = difflib.get_close_matches(name, BACKENDS) or list(BACKENDS)
         raise UnknownId(f"no generation backend {name!r}; did you mean one of {near}?")
+    if name == "vllm":
+        return VLLMBackend(stop_token_ids(model, tokenizer), model.config.vocab_size)
+    if name == "continuous":
+        return ContinuousBackend(model, tokenizer, memory)
     known = supports(model)
     if name == "decode_loop" and not known:
         raise InvalidConfig(
@@ -324,7 +414,15 @@ class Policy:
         self.backend = backend if backend is not None else make_backend(model, tokenizer)
 
     @classmethod
-    def load(cls, source: str | Path, *, dtype: str = "auto", device: str = "auto", backend: str = "auto") -> Policy:
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        backend: str = "auto",
+        memory: float = 0.5,
+    ) -> Policy:
         """Load a checkpoint folder or a model of the Hugging Face hub.
 
         Args:
@@ -333,6 +431,7 @@ class Policy:
             device: ``auto`` (CUDA where there is one, the process's own GPU of several), or a torch device such as
                 ``cpu`` or ``cuda:1``.
             backend: See `make_backend`.
+            memory: See `make_backend`.
 
         Raises:
             InvalidConfig: Nothing loadable there, or an impossible dtype or device.
@@ -344,7 +443,7 @@ class Policy:
             model = AutoModelForCausalLM.from_pretrained(str(source), dtype=precision)
         except Exception as error:  # hub, file and parser errors share no base
             raise InvalidConfig(_cannot_load(str(source), f"{type(error).__name__}: {error}")) from error
-        return cls(model.to(where).eval(), tokenizer, make_backend(model, tokenizer, backend))
+        return cls(model.to(where).eval(), tokenizer, make_backend(model, tokenizer, backend, memory=memory))
 
     def encode(self, prompt: str, chat: bool) -> tuple[int, ...]:
         """Return the prompt's tokens, begin-of-sequence token included where the tokenizer adds one.

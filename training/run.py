@@ -30,7 +30,7 @@ from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
 from selfplay_gym.registry import executors, unknown
 from selfplay_gym.report import write_report
-from selfplay_gym.training import holdout
+from selfplay_gym.training import holdout, vllm
 from selfplay_gym.training.advantages import make_estimator
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
@@ -50,7 +50,8 @@ PACKAGES = ("selfplay-gym", "torch", "transformers", "trl", "accelerate", "numpy
 
 def load_policy(config: RunConfig) -> Policy:
     """Return the policy that a run starts from."""
-    return Policy.load(_source(config), dtype="float32", backend=config.backend)
+    memory = config.continuous.memory
+    return Policy.load(_source(config), dtype="float32", backend=config.backend, memory=memory)
 
 
 def _source(config: RunConfig) -> str:
@@ -62,8 +63,8 @@ def check(config: RunConfig) -> None:
 
     Raises:
         UnknownId: No such family, back-end or tracker.
-        InvalidConfig: An impossible setting of a family, a tracker that is not installed, no model, or lengths that it
-            cannot read.
+        InvalidConfig: An impossible setting of a family, a tracker that is not installed, no model, lengths that it
+            cannot read, or no vLLM where it was asked for.
     """
     config.make_families()
     if config.backend not in BACKENDS:
@@ -75,6 +76,7 @@ def check(config: RunConfig) -> None:
             raise InvalidConfig(f"report_to: the tracker {name!r} is not installed; install it or leave it out")
     check_source(_source(config))
     _check_positions(config)
+    vllm.check(config)
 
 
 def _check_positions(config: RunConfig) -> None:
@@ -96,14 +98,15 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
     _quiet(folder)
     ranks = Ranks.from_environment()
     policy = load_policy(config)
-    generator = SharedGenerator(policy.backend, ranks)
+    central = config.backend == "vllm" and config.vllm.mode == "server"
+    generator = SharedGenerator(policy.backend, ranks, central=central)
     with Leader(config, folder, policy, generator, console, resume) if ranks.is_main else Follower(generator) as part:
         filler = policy.tokenizer.pad_token_id
-        rollout = Rollout(
-            part.game, generator, ranks, policy.tokenizer.eos_token_id if filler is None else filler, part.after_step
-        )
+        filler = policy.tokenizer.eos_token_id if filler is None else filler
+        rollout = Rollout(part.game, generator, ranks, filler, part.after_step, config.mismatch.rows)
         trainer = build_trainer(config, policy, rollout, folder, part)
         start = ranks.broadcast(part.start)
+        _sync(policy)
         part.measure_before()
         with _checkpointing(folder):
             trainer.train(resume_from_checkpoint=str(folder.checkpoint(start)) if start else None)
@@ -113,8 +116,15 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
             return INTERRUPTED
         with _checkpointing(folder):
             trainer.save_model(str(folder.model))
+        _sync(policy)
         part.finish()
     return 0
+
+
+def _sync(policy: Policy) -> None:
+    """Let an engine that holds weights of its own sample from the present ones, outside the trainer's steps."""
+    if isinstance(policy.backend, vllm.VLLMBackend):
+        policy.backend.sync()
 
 
 @contextmanager
@@ -209,6 +219,7 @@ class Leader:
         self.generator, self.console, self.resume = generator, console, resume
         self._stack = ExitStack()
         self._watch = StepWatch(0)
+        self._apart = False  # sampler and trainer, in the last step
         self._step_started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -322,6 +333,21 @@ class Leader:
         record = {"step": step, **self._watch.metrics, **metrics, "seconds/step": seconds}
         self.folder.append_metrics(record)
         self.live.show(record)
+        self._alarm(step, record)
+
+    def _alarm(self, step: int, record: Mapping[str, float]) -> None:
+        """Warn of a mismatch between sampler and trainer, once until it is gone again."""
+        mean, limit = record.get("mismatch/mean", 0.0), self.config.mismatch.alarm
+        apart = not mean <= limit  # what is not a number is above too
+        if apart and not self._apart:
+            line = (
+                f"step {step}: the sampler's log-probs differ from the trainer's by {mean:.3g} a token (largest "
+                f"{record['mismatch/max']:.3g}, KL {record['mismatch/kl']:.2g}), above mismatch.alarm = {limit:g}: the "
+                "update takes them for the same; check precision, temperature and that weights are handed over"
+            )
+            logging.getLogger(__name__).warning(line)
+            self.console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
+        self._apart = apart
 
     def should_stop(self) -> bool:
         """Whether the user asked to stop."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -24,8 +26,10 @@ from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import COMPLETE, RunFolder
 from selfplay_gym.training.generation import Policy
+from selfplay_gym.training.mismatch import measure
 from selfplay_gym.training.padding import skip_padding
 from selfplay_gym.training.rollouts import Row, SelfPlay
+from selfplay_gym.training.vllm import VLLMBackend, handing_over, trainer_settings
 from selfplay_gym.training.watch import StepWatch
 
 KEPT = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate")
@@ -63,19 +67,29 @@ class Rollout:
         ranks: The processes of the run.
         filler_id: Token of which filler rows are made.
         on_step: Told what happened, on rank 0.
+        measured: How many rows of a step are compared with the trainer's log-probs (`mismatch`).
     """
 
     def __init__(
-        self, game: SelfPlay | None, generator: SharedGenerator, ranks: Ranks, filler_id: int, on_step: StepHook
+        self,
+        game: SelfPlay | None,
+        generator: SharedGenerator,
+        ranks: Ranks,
+        filler_id: int,
+        on_step: StepHook,
+        measured: int = 16,
     ) -> None:
         self.game, self.generator, self.ranks = game, generator, ranks
-        self.filler_id, self.on_step = filler_id, on_step
+        self.filler_id, self.on_step, self.measured = filler_id, on_step, measured
         self.metrics: dict[str, float] = {}
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """Return this rank's ``len(prompts)`` rows; every rank must be asked for equally many."""
         rows = self.ranks.broadcast(self._play(trainer.state.global_step + 1))
         table = tabulate(rows, len(prompts) * self.ranks.world, self.filler_id)
+        started = time.perf_counter()
+        self.metrics.update(measure(rows, self.measured, trainer, self.ranks).metrics())
+        self.metrics["seconds/mismatch"] = time.perf_counter() - started
         return {name: list(self.ranks.shard(column)) for name, column in table.items()}
 
     def _play(self, step: int) -> list[Row]:
@@ -217,16 +231,21 @@ def build_trainer(
         disable_tqdm=True,
         log_level="error",
         ddp_find_unused_parameters=False,
+        **trainer_settings(config),
     )
-    trainer = GRPOTrainer(
-        model=policy.model,
-        reward_funcs=_reward_function(rollout),
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": ["one step of self-play"]}),
-        processing_class=policy.tokenizer,
-        rollout_func=rollout,
-        callbacks=[Conductor(folder, rollout.ranks, observer)],
-    )
+    engine = policy.backend if isinstance(policy.backend, VLLMBackend) else None
+    with handing_over() if engine else nullcontext():
+        trainer = GRPOTrainer(
+            model=policy.model,
+            reward_funcs=_reward_function(rollout),
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": ["one step of self-play"]}),
+            processing_class=policy.tokenizer,
+            rollout_func=rollout,
+            callbacks=[Conductor(folder, rollout.ranks, observer)],
+        )
+    if engine:
+        engine.attach(trainer.vllm_generation, config.vllm)
     if update.skip_padding:
         skip_padding(trainer.accelerator.unwrap_model(trainer.model))
     trainer.remove_callback(PrinterCallback)
