@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,19 @@ def test_alone_a_failure_is_raised_as_it_is() -> None:
 
     with pytest.raises(ZeroDivisionError), SharedGenerator(Failing(), Ranks()).leading():
         SharedGenerator(Failing(), Ranks()).generate([Request((1,), 1, 1.0, 0)])
+
+
+def test_a_central_backend_is_asked_on_rank_0_alone() -> None:
+    class Echo:
+        def generate(self, requests: Sequence[Request]) -> list[Sample]:
+            return [Sample(request.prompt_ids, (0.0,), finished=True) for request in requests]
+
+    asked = [Request((n,), 1, 1.0, n) for n in range(5)]
+    # No other process exists here: a message to one would raise.
+    samples = SharedGenerator(Echo(), Ranks(0, 2), central=True).generate(asked)
+    assert [sample.ids for sample in samples] == [request.prompt_ids for request in asked]
+    with pytest.raises(ValueError, match="process group"):
+        SharedGenerator(Echo(), Ranks(0, 2)).generate(asked)
 
 
 # -- followers without a run -------------------------------------------------------------------------------------------

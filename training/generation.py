@@ -337,7 +337,8 @@ class ContinuousBackend:
             reason = errors[0] if errors else "see the log"
             raise SelfPlayError(
                 f"continuous batching completed {len(outputs) - len(errors)} of {count} prompts ({reason}): lower "
-                "continuous.memory if the GPU is full, or use the backend 'transformers'"
+                "continuous.memory if memory ran out, raise it if the cache is too small, or use the backend "
+                "'transformers'"
             )
 
     def _sample(self, request: Request, output: Any) -> Sample:
