@@ -164,8 +164,10 @@ def test_a_slow_server_is_waited_for_no_longer_than_told(policy: Policy, client:
     over.set()
 
 
-def test_an_overloaded_server_is_asked_again(backend: VLLMBackend, policy: Policy, server: VLLMServer) -> None:
-    asked, left = requests(policy, 1), [503, 502]
+def test_a_server_that_is_overloaded_or_hangs_up_is_asked_again(
+    backend: VLLMBackend, policy: Policy, server: VLLMServer
+) -> None:
+    asked, left = requests(policy, 1), [503, 0, 502]
     expected = backend.generate(asked)
     server.mood = lambda path, answer: (left.pop(), b"busy") if left else answer
     assert backend.generate(asked) == expected

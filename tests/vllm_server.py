@@ -26,6 +26,11 @@ from selfplay_gym.training.generation import Request, TransformersBackend
 Answer = tuple[int, bytes]
 
 
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # TRL's client opens 64 connections at once
+
+
 class VLLMServer:
     """Serves a model on a free port of this machine.
 
@@ -33,7 +38,7 @@ class VLLMServer:
         backend: Writes the completions.
         model: What it samples from; holds other weights than the trainer's until some are handed over.
         calls: How often each path was asked for.
-        mood: Gets a path and the honest answer, and returns what is sent instead.
+        mood: Gets a path and the honest answer, and returns what is sent instead; nothing for status 0.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -43,8 +48,7 @@ class VLLMServer:
         self.backend: Any = TransformersBackend(model, tokenizer)
         self._lock = threading.Lock()
         self._weights: Connection | None = None
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Http(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
@@ -70,6 +74,9 @@ class VLLMServer:
                 route = server.routes.get(path)
                 answer = (404, b"{}") if route is None else (200, json.dumps(route(payload)).encode())
                 status, body = server.mood(path, answer)
+                if not status:
+                    self.close_connection = True
+                    return
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

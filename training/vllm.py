@@ -31,7 +31,7 @@ CONCURRENT = 64
 """Requests a server is sent at a time, as many connections as TRL's client keeps."""
 
 TRIES = 3
-"""Further tries to connect, and after an answer that says the server is overloaded. A silent server gets none."""
+"""Further tries after a broken connection, and when the server says it is overloaded. A silent server gets none."""
 
 ROUNDING = 1e-3
 """By how much a log-probability may exceed 0."""
@@ -198,20 +198,21 @@ class Server:
 def _adapter(answer_seconds: float) -> Any:
     """Return a transport of ``requests`` with time-outs; a try again has the same seed and so the same answer."""
     from requests.adapters import HTTPAdapter
+    from urllib3.exceptions import ReadTimeoutError
     from urllib3.util.retry import Retry
 
     class TimedAdapter(HTTPAdapter):  # type: ignore[misc]  # requests comes with vLLM alone
         def send(self, request: Any, *arguments: Any, timeout: Any = None, **settings: Any) -> Any:
             return super().send(request, *arguments, timeout=timeout or (10.0, answer_seconds), **settings)
 
-    tries = Retry(
-        TRIES,
-        read=False,
-        status_forcelist=(502, 503, 504),
-        backoff_factor=0.5,
-        allowed_methods=None,
-        raise_on_status=False,
-    )
+    class Tries(Retry):  # type: ignore[misc]  # nor has urllib3 types here
+        def increment(self, *arguments: Any, error: Any = None, **settings: Any) -> Any:
+            if isinstance(error, ReadTimeoutError):
+                raise error
+            return super().increment(*arguments, error=error, **settings)
+
+    overloaded = (502, 503, 504)
+    tries = Tries(TRIES, status_forcelist=overloaded, backoff_factor=0.5, allowed_methods=None, raise_on_status=False)
     return TimedAdapter(max_retries=tries, pool_maxsize=CONCURRENT)
 
 
