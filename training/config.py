@@ -224,9 +224,9 @@ class RunConfig(_Section):
         Holdout(), description="frozen programs that judge the run, before and after; null: none"
     )
     backend: str = Field("auto", description="what generates; auto: what suits the model and the machine")
-    vllm: VLLM = VLLM()
-    continuous: Continuous = Continuous()
-    mismatch: Mismatch = Mismatch()
+    vllm: VLLM = Field(VLLM(), description="where the engine of the backend vllm runs")
+    continuous: Continuous = Field(Continuous(), description="the backend continuous")
+    mismatch: Mismatch = Field(Mismatch(), description="the sampler against the trainer")
     capacity: int | None = Field(None, ge=1, description="live tasks a family; null: all")
     evict: Evict = Field("oldest", description="which tasks go beyond the capacity")
     processes: int | None = Field(None, ge=1, description="one a core on CPU unless said otherwise")
