@@ -137,7 +137,7 @@ def _cost_a_job(executor: SandboxExecutor, size: int, seed: int) -> float:
     _restart_peak()
     run = run_in(executor)
 
-    def call_by_call(jobs: Sequence[Job]) -> list[Execution]:
+    def call_by_call(jobs: Sequence[Job]) -> Sequence[str | Execution]:
         return [answer for n in range(calls) for answer in run(jobs[size * n : size * (n + 1)])]
 
     return 1e6 * timed(call_by_call, seconds_of(executor), jobs)[0] / len(jobs)
