@@ -43,6 +43,11 @@ class ResultCache:
             self.hits += 1
         return answer
 
+    def drop(self, key: bytes) -> None:
+        """Forget what a job answered."""
+        if key in self._answers:
+            self._bytes -= _size(self._answers.pop(key))
+
     def put(self, key: bytes, answer: tuple[Execution, ...]) -> None:
         """Remember what a job answered, if that is its own doing."""
         if not self._capacity:
@@ -50,8 +55,7 @@ class ResultCache:
         for execution in answer:
             if execution.status is not Status.OK and _may_end_otherwise(execution):
                 return
-        if key in self._answers:
-            self._bytes -= _size(self._answers.pop(key))
+        self.drop(key)
         self._bytes += _size(answer)
         self._answers[key] = answer
         while self._bytes > self._capacity:

@@ -126,12 +126,32 @@ def preload(light: bool, packages: str) -> None:
         # It would tidy up after threads, of which there are none, in every child.
         vars(sys.modules["threading"])["_after_fork"] = lambda: None
         sys.meta_path.append(_TextEncodings())
+    for cache in ("_cache", "_cache2"):
+        if hasattr(sys.modules["re"], cache):
+            setattr(sys.modules["re"], cache, _ByType())
     if packages:
         sys.path.append(packages)
         for name in NUMERIC:
             with contextlib.suppress(ImportError):
                 import_module(name)
         sys.path.remove(packages)
+
+
+class _ByType(dict[tuple[object, ...], object]):
+    """The patterns that `re` remembers, told apart by the type of their flags too.
+
+    Else flags that are refused, such as 2.0, would find what a neighbour left for 2.
+    """
+
+    def __getitem__(self, key: tuple[object, ...]) -> object:
+        return super().__getitem__((*key, type(key[-1])))
+
+    def __setitem__(self, key: tuple[object, ...], pattern: object) -> None:
+        super().__setitem__((*key, type(key[-1])), pattern)
+
+    def pop(self, key: tuple[object, ...], default: object = None) -> object:
+        """As `dict.pop`."""
+        return super().pop((*key, type(key[-1])), default)
 
 
 class _TextEncodings:

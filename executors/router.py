@@ -85,6 +85,9 @@ _SPECIAL = frozenset((
     "__static_attributes__", "__str__", "__sub__", "__truediv__", "__xor__",
 ))  # fmt: skip
 
+# Their fields read attributes that no code names: '{0.__traceback__}'.
+_REACHING = frozenset(("format", "format_map"))
+
 # Under another hash seed, at another address or another time these give, or write, another value.
 _UNSTEADY = frozenset((
     "FrozenSet", "Set", "ascii", "decode", "dumps", "format", "format_map", "frozenset", "fromhex", "hash", "id",
@@ -172,6 +175,8 @@ class Router:
     def shares(self, program: Anatomy) -> bool:
         """Return whether a program may run beside others."""
         if program.generates or _has_any(program.operations, _ALONE_OPERATIONS):
+            return False
+        if not _REACHING.isdisjoint(program.names):
             return False
         imports = _IMPORT in program.operations
         if imports and _has_any(program.operations, _OWN_OPERATIONS):

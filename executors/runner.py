@@ -151,13 +151,22 @@ _reserve: list[bytes] = []
 _kept = False  # whether this process is put back after each job; its filter then lets nobody change signals
 
 
+_forget_types: tuple[Callable[[], None], ...] = ()
 _router = Router(())  # as long as no module is known, none is shared
 
 
 def learn_modules() -> None:
     """Remember the interpreter as it is now, with all modules loaded and before the first program."""
-    global _router
+    global _router, _forget_types
+    _forget_types = tuple(getattr(_sys.modules.get("typing"), "_cleanups", ()))
+    _clear_types()
     _router = Router()
+
+
+def _clear_types() -> None:
+    """Forget the types that programs made: to `typing` the unions of int and str are equal, in whatever order."""
+    for forget in _forget_types:
+        forget()
 
 
 def get_ready() -> None:
@@ -253,7 +262,9 @@ def frames(job: Job, start: int, shared: bool = False) -> Iterator[bytes]:
         status, line, payload, seconds = _timed(program, supply)
         yield _pack(len(payload), status, line, min(int(seconds * 1e6), 0xFFFFFFFF)) + payload
         if status == ALONE or (job.stop and status not in (OK, STEADY)):
-            return
+            break
+    if program.makes_types:
+        _clear_types()
 
 
 def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
@@ -297,6 +308,7 @@ class _Program:
 
     def __init__(self, job: Job, shared: bool) -> None:
         self.job = job
+        self.makes_types = False
         self._shared = shared
         self._ok = OK
         self._code: CodeType | None = None
@@ -343,6 +355,7 @@ class _Program:
             code = compile(source, PROGRAM_NAME, "exec", 0, True)
             if self._shared:
                 anatomy = Anatomy(code)
+                self.makes_types = "typing" in anatomy.names
                 # One that cannot catch an error fails where earlier ones hold memory that is its own, and is run again.
                 short = anatomy.catches and not _has_room(self.job.memory_bytes)
                 if short or not _router.shares(anatomy):

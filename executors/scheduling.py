@@ -245,6 +245,8 @@ class Batch:
 
     def _run_alone(self, ticket: Ticket) -> None:
         ticket.shares = False
+        if ticket.expected is None:  # an audit is about the company that it had
+            ticket.company = ()
         self._later[ticket.kind].append(ticket)
 
     def _may_have_starved(self, ticket: Ticket, executions: list[Execution]) -> bool:
@@ -271,7 +273,7 @@ class Batch:
 
     def _conclude(self, ticket: Ticket, executions: list[Execution]) -> None:
         """Settle a ticket, unless what it answered in company has to be seen alone first."""
-        if not ticket.shares or not _is_fixed(ticket):
+        if ticket.expected is not None or not ticket.in_company or not _is_fixed(ticket):
             self._settle(ticket, executions)
         elif any(execution.status is Status.NONDETERMINISTIC for execution in executions):
             self._run_alone(_anew(ticket))
@@ -316,6 +318,7 @@ class Batch:
 
     def _begin_again(self, ticket: Ticket) -> None:
         """Run a job alone; what is still to come of its earlier runs counts no more."""
+        self._memory.cache.drop(ticket.key)
         self._rounds[ticket.index] = self._rounds.get(ticket.index, 0) + 1
         again = _anew(ticket)
         again.round = self._rounds[ticket.index]

@@ -268,8 +268,9 @@ class Snapshot:
         self._memory = (0, 0)
 
     def _read_size(self) -> bytes:
-        """Return the pages of all mappings together, in decimals."""
-        return os.pread(self._sizes, 64, 0).partition(b" ")[0]
+        """Return how many pages all mappings have together, and those that may be written, in decimals."""
+        fields = os.pread(self._sizes, 128, 0).split()
+        return fields[0] + b" " + fields[5]
 
     def _read_layout(self) -> bytes:
         """Return the process's list of mappings, as the kernel writes it."""

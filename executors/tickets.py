@@ -76,6 +76,11 @@ class Ticket:
         return self.shares and self.job.limits.cpu_seconds > FAST_SECONDS
 
     @property
+    def in_company(self) -> bool:
+        """Whether any of its runs shared a child."""
+        return any(len(shared) > 1 for shared in self.company)
+
+    @property
     def has_plain_inputs(self) -> bool:
         """Whether no input holds what may bring an unsteady value into a steady program: a set, or a format."""
         return not any("{" in text or "%" in text or "set" in text for text in self.job.inputs)

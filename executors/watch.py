@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 HARD_FACTOR = 1.45  # a program that swallows the in-child time-out gets this much of its budget
 PREPARE_SECONDS, PREPARE_SECONDS_PER_BYTE = 0.015, 4e-6  # reading the inputs comes before the first run's budget
 FIRST_PATIENCE_MILLISECONDS = 5
-PAYLOAD_SLACK = 2048  # an error's name and message; in UTF-8 a lone surrogate, escaped, takes six bytes
+PAYLOAD_SLACK = (
+    2048  # beyond the longest value: an error's name and message; in UTF-8 a lone surrogate, escaped, takes six bytes
+)
 
 
 class Watch:
@@ -85,7 +87,9 @@ class Watch:
         header, buffer, at = self._runner.FRAME, self._buffer, 0
         while len(buffer) - at >= header.size and not self.complete:
             length, status, _, _ = header.unpack_from(buffer, at)
-            if length > self._job.output_bytes + PAYLOAD_SLACK or not self._may_say(status):
+            is_value = status in (self._runner.OK, self._runner.STEADY)
+            longest = self._job.output_bytes + (0 if is_value else PAYLOAD_SLACK)
+            if length > longest or not self._may_say(status):
                 return False
             end = at + header.size + length
             if len(buffer) < end:

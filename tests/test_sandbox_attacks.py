@@ -110,6 +110,7 @@ FORGED = {
     "an empty write": b"",
     "a huge length": struct.pack("<IBII", 2**31, 0, 0, 0),
     "a megabyte": frame(0, b"4" * 2**20),
+    "a value over the limit": frame(0, b"4" * 4097),
 }
 
 

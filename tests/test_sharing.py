@@ -8,6 +8,7 @@ import textwrap
 import time
 import warnings
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from selfplay_gym.executors import scheduling
 from selfplay_gym.executors.cache import ResultCache
 from selfplay_gym.executors.router import Anatomy, Router
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.executors.scheduling import Batch
+from selfplay_gym.executors.scheduling import Batch, Memory
 from selfplay_gym.executors.tickets import LARGEST_PARCEL, Ticket, next_parcel
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
 from tests.test_kept_children import hostile_jobs, outcome
@@ -48,7 +49,7 @@ SHARES = [
     "class A:\n    def __init__(s, x): s.x = x\n    def __eq__(s, other): return True\ndef f(x): return A(x).x",
     "class A(list):\n    def add(self, x):\n        self.append(x)\n        self._n = 1\ndef f(x): return len(A(x))",
     "def f(x):\n    def g():\n        nonlocal x\n        x += 1\n    g()\n    return x",
-    "def f(x): return '{} {}'.format(x, 1), f'{x!r:>3}', '%s' % x",
+    "def f(x): return f'{x!r:>3}', '%s' % x",
     "def f(x):\n    try: return x[0]\n    except (IndexError, TypeError) as e: return str(e)",
     "from typing import List\ndef f(x: List[int]) -> int: return x[0]",
     "from __future__ import annotations\nimport json\ndef f(x): return json.dumps(x)",
@@ -104,6 +105,8 @@ ALONE = [
     "def f(x): return f.__globals__",
     "def f(x): return memoryview(x)",
     "import math as _m\nfrom collections import _sys\ndef f(x): return x",
+    "def f(x): return '{0.real}'.format(x)",
+    "def f(x): return [*map(str.format_map, [x], [{}])]",
     "T = type\ndef f(x):\n    def g(): return __builtins__\n    return g()",
 ]
 
@@ -245,6 +248,44 @@ def test_hostile_neighbours_change_no_answer(executor):
     assert all(len(results) == 1 and results[0].status is not Status.NO_VERDICT for results in answers)
 
 
+# What a neighbour leaves in a cache of a module, and a program that would find it there.
+CACHED = {
+    "flags that equal others": (
+        "import re\ndef f(s): return re.findall('a+', s, re.I)",
+        "import re\ndef f(s): return re.findall('a+', s, 2.0)",
+    ),
+    "a union in another order": (
+        "from typing import List, Union\ndef f(s): return str(List[Union[int, str]])",
+        "from typing import List, Union\ndef f(s): return str(List[Union[str, int]])",
+    ),
+    "an optional in another order": (
+        "from typing import Dict, Optional, Union\ndef f(s): return str(Dict[str, Union[int, None, str]])",
+        "from typing import Dict, Optional, Union\ndef f(s): return str(Dict[str, Union[str, int, None]])",
+    ),
+}
+
+
+@pytest.mark.parametrize("check_determinism", [False, True])
+@pytest.mark.parametrize("name", CACHED)
+def test_what_a_neighbour_left_in_a_cache_is_not_found(executor, router, name, check_determinism):
+    assert all(router.shares(Anatomy(code(program))) for program in CACHED[name])
+    neighbour, asks = (job(program, "'aAb'", check_determinism=check_determinism) for program in CACHED[name])
+    (alone,) = executor.run([asks])
+    assert executor.run([neighbour, neighbour, asks])[-1][0].outcome == alone[0].outcome
+
+
+def test_a_difference_is_seen_alone_before_it_counts(executor):
+    """Also where the first answers came from company and the second check was alone in its parcel."""
+    batch = Batch(executor._pool, executor._memory, "batch", [])
+    ran = ticket()
+    ran.job = replace(ran.job, check_determinism=True)
+    ran.company = ([ran, ticket()], [ran])
+    ran.shares = False  # as `next_parcel` says of one that is alone in its parcel
+    batch._conclude(ran, [Execution(Status.NONDETERMINISTIC, error_type="seed")])
+    (again,) = batch._later["A"]
+    assert (again.index, again.shares, again.company) == (ran.index, False, ())
+
+
 def test_no_verdict_depends_on_what_shares_a_child():
     hostile = hostile_jobs()
     jobs = programs(120, 2) + hostile
@@ -352,6 +393,15 @@ def test_an_answer_that_an_audit_does_not_confirm_is_alarmed_and_replaced(monkey
             answers = executor.run([job(HONEST, "7"), job(address, "1000"), job(HONEST, "7")])
         assert executor.audits == (2, 1)  # the third was still to be made when its job began again
         assert answers[1][0].value == one(executor, address, "1000").value
+
+
+def test_an_answer_that_was_refuted_is_not_remembered(executor):
+    memory = Memory(ResultCache(2**20))
+    batch, early = Batch(executor._pool, memory, "batch", []), ticket()
+    early.key = b"key"
+    memory.cache.put(early.key, (OK,))
+    batch._begin_again(early)
+    assert memory.cache.get(early.key) is None
 
 
 def test_what_an_earlier_run_answers_late_does_not_replace_the_later_answer():
