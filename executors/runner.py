@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` wraps every call in enums
 import builtins
+import gc
 import io
 import marshal
 import mmap
@@ -45,6 +46,7 @@ _exc_info, _set_recursion_limit, _get_frame = sys.exc_info, sys.setrecursionlimi
 _set_trace, _set_profile = sys.settrace, sys.setprofile
 _pack = FRAME.pack
 _name_of_type: Callable[[type], str] = type.__dict__["__name__"].__get__
+_keep_garbage = gc.disable
 _sys, _set, _StringIO = sys, setattr, io.StringIO
 _map, _PRIVATE = mmap.mmap, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
@@ -133,6 +135,7 @@ class Null(io.TextIOBase):
         return len(text)
 
 
+_now = 0.0
 _armed = False
 _fired = False
 
@@ -211,6 +214,8 @@ def _has_room(size: int) -> bool:
 
 
 def _shared_frames(jobs: list[Job]) -> Iterator[bytes]:
+    _keep_garbage()  # little comes together, and nothing that may share could see it collected
+    _look_at_clock()
     for job in jobs:
         yield from frames(job, 0, shared=True)
         for stream in (_sys.stdout, _sys.stderr):  # the rest of `reset` no program that shares can reach
@@ -236,12 +241,12 @@ def _called_through(calls: int, act: Callable[[], None]) -> None:
 
 def _write_all(written: Iterator[bytes], pipe: int, hold: float) -> None:
     """Write frames, after ``hold`` seconds of processor time at the latest: to write wakes the server."""
-    held, written_at = b"", _thread_time()
+    held, written_at = b"", _look_at_clock()
     for frame in written:
         held += frame
-        if not hold or len(held) >= _HOLD_BYTES or _thread_time() - written_at >= hold:
+        if not hold or len(held) >= _HOLD_BYTES or _now - written_at >= hold:
             _write_whole(held, pipe)
-            held, written_at = b"", _thread_time()
+            held, written_at = b"", _now
     _write_whole(held, pipe)
 
 
@@ -255,6 +260,8 @@ def frames(job: Job, start: int, shared: bool = False) -> Iterator[bytes]:
     """Yield one frame a run, from the run at ``start`` on; `ALONE` and no more if it may not share this child."""
     # Before any untrusted code: a program cannot touch how its later inputs are read.
     arguments = [_supply(job, job.inputs[index]) for index in job.runs[start:]]
+    if not shared:
+        _look_at_clock()
     program = _Program(job, shared)
     for position, supply in enumerate(arguments):
         if position:
@@ -267,10 +274,17 @@ def frames(job: Job, start: int, shared: bool = False) -> Iterator[bytes]:
         _clear_types()
 
 
+def _look_at_clock() -> float:
+    """Remember the processor time so far: where one run ends, the next begins, and each look is a system call."""
+    global _now
+    _now = _thread_time()
+    return _now
+
+
 def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
     global _armed, _fired
     budget = program.job.cpu_seconds
-    begin = _thread_time()
+    begin = _now
     _fired, _armed = False, True
     outcome: Outcome = (TIMEOUT, 0, b"cpu\0")
     try:
@@ -284,7 +298,7 @@ def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
         pass
     _armed = False
     _setitimer(_ITIMER_PROF, 0.0)
-    seconds = _thread_time() - begin
+    seconds = _look_at_clock() - begin
     if _fired or seconds > budget:  # also where the program swallowed the exception or stopped the timer
         outcome = (TIMEOUT, 0, b"cpu\0")
     return (*outcome, seconds)
