@@ -110,6 +110,29 @@ def recipe(
     typer.echo(annotated(load(name, settings or [])), nl=False)
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a .yaml file.")],
+    gpus: Annotated[int, typer.Option(metavar="N", help="GPUs, one process each.")],
+    memory: Annotated[float, typer.Option(metavar="G", help="Memory of each GPU in GB.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for train; may be repeated.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say whether a run fits its GPUs, how its rows are split, and what would fit; nothing is loaded or started."""
+    _prepare_torch()
+    from selfplay_gym.training.plan import plan as make_plan
+
+    found = make_plan(recipe, gpus, memory, settings or [])
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        console.print(found.table())
+        for line in found.lines():
+            typer.echo(inert(line))
+
+
 @app.command(name="eval")
 def evaluate(
     suite: Annotated[str, typer.Option(metavar="A,B", help="Suites, separated by commas (`list suites`).")],
@@ -290,7 +313,10 @@ def bench(
 @app.command(name="list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="families, suites, executors, recipes, checks or environments.")
+        str,
+        typer.Argument(
+            metavar="WHAT", help="families, suites, executors, recipes, checks, environments or accelerate."
+        ),
     ],
     as_json: JsonFlag = False,
 ) -> None:
@@ -302,6 +328,7 @@ def list_names(
         "recipes": _recipes,
         "checks": _checks,
         "environments": _environments,
+        "accelerate": _accelerate,
     }
     if what not in kinds:
         raise UsageError(registry.unknown("kind of thing", what, kinds))
@@ -313,6 +340,12 @@ def _recipes() -> list[str]:
     from selfplay_gym.training.config import recipes
 
     return recipes()
+
+
+def _accelerate() -> list[str]:
+    from selfplay_gym.training.config import accelerate_configs
+
+    return [str(path) for path in accelerate_configs().values()]
 
 
 def _checks() -> list[str]:

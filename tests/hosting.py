@@ -7,32 +7,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfplay_gym.training.config import RunConfig
+from selfplay_gym.training.config import RunConfig, Temperatures
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import RunFolder
 from selfplay_gym.training.generation import Policy, Request, row_seed
 from selfplay_gym.training.rollouts import Row
 from selfplay_gym.training.trainer import Rollout, build_trainer
 from selfplay_gym.training.watch import StepWatch
+from selfplay_gym.types import Role
 
 PLAY = {"proposals": 1, "tasks": 4, "attempts": 3, "max_new_tokens": {"propose": 8, "solve": 8}}
 
 
 class Game:
-    """Completes prompts of two lengths and pays by chance."""
+    """Completes prompts of two lengths in two roles and pays by chance."""
 
-    def __init__(self, policy: Policy, generator: SharedGenerator, temperature: float) -> None:
-        self.policy, self.generator, self.temperature = policy, generator, temperature
+    def __init__(self, policy: Policy, generator: SharedGenerator, temperatures: Temperatures) -> None:
+        self.policy, self.generator, self.temperatures = policy, generator, temperatures
         self.rows: list[list[Row]] = []
 
     def step(self, step: int, watch: StepWatch) -> list[Row]:
         rng = random.Random(step)
         prompts = [self.policy.encode(text, chat=False) for text in ("abs(x)", "def f(x):\n    return abs(x)")]
-        requests = [Request(prompts[n % 2], 3 + n % 6, self.temperature, row_seed(step, n)) for n in range(12)]
+        roles: list[Role] = ["propose" if n % 3 == 0 else "solve" for n in range(12)]
+        requests = [
+            Request(prompts[n % 2], 3 + n % 6, getattr(self.temperatures, role), row_seed(step, n))
+            for n, role in enumerate(roles)
+        ]
         self.rows.append(
             [
-                Row("solve", "deduction", "g", "", "", request.prompt_ids, sample, 1.0, "", rng.choice((-1.0, 1.0)))
-                for request, sample in zip(requests, self.generator.generate(requests), strict=True)
+                Row(role, "deduction", "g", "", "", request.prompt_ids, sample, 1.0, "", rng.choice((-1.0, 1.0)))
+                for role, request, sample in zip(roles, requests, self.generator.generate(requests), strict=True)
             ]
         )
         return self.rows[-1]

@@ -166,7 +166,10 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = load_file(RunFolder(folder).model / "model.safetensors")
+    """Return the weights that a finished run leaves, or its adapters."""
+    model = RunFolder(folder).model
+    adapters = model / "adapter_model.safetensors"
+    found: dict[str, Any] = load_file(adapters if adapters.exists() else model / "model.safetensors")
     return found
 
 

@@ -209,6 +209,23 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         settings.steps = 5  # type: ignore[misc]
 
 
+def test_a_temperature_stands_for_both_roles_or_there_are_two() -> None:
+    def temperatures(*overrides: str) -> tuple[float, float]:
+        found = config.load("nano", list(overrides)).play.temperature
+        return found.propose, found.solve
+
+    assert temperatures("play.temperature=0.7") == (0.7, 0.7)
+    assert temperatures("play.temperature={propose: 1.2}") == (1.2, 1.0)
+    assert temperatures("play.temperature.solve=0.6") == (1.0, 0.6)
+
+
+def test_a_section_that_is_off_can_be_switched_on_and_set() -> None:
+    found = config.override(config.load("nano", ["update.lora=null"]), ["update.lora.rank=8"])
+    assert found.update.lora is not None
+    assert (found.update.lora.rank, found.update.lora.targets) == (8, "all-linear")
+    assert config.override(found, ["update.lora=null"]).update.lora is None
+
+
 def test_rows_are_every_proposal_and_every_attempt() -> None:
     settings = config.load("nano", ["play.proposals=2", "play.tasks=6", "play.attempts=4"])
     assert settings.rows == 2 * 3 + 6 * 4

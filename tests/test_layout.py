@@ -98,7 +98,7 @@ def test_every_file_a_package_needs_is_shipped() -> None:
         for pattern in patterns
         for file in (ROOT / PROJECT["tool"]["setuptools"]["package-dir"][package]).glob(pattern)
     }
-    for folder in ("tasks/prompts", "tasks/data", "training/recipes"):
+    for folder in ("tasks/prompts", "tasks/data", "training/recipes", "training/accelerate"):
         assert {file for file in (ROOT / folder).iterdir() if file.is_file()} <= shipped
 
 

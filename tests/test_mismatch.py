@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfplay_gym.training.decoding import DecodeLoop
-from selfplay_gym.training.generation import Policy, TransformersBackend
+from selfplay_gym.training.generation import ContinuousBackend, Policy, TransformersBackend
 from selfplay_gym.training.mismatch import Mismatch, spread
 from selfplay_gym.training.rollouts import Row
 from tests.hosting import PLAY, hosted
@@ -102,8 +102,8 @@ def by_forward(model: Any, rows: list[Row], temperature: float) -> dict[str, flo
 
 
 @pytest.mark.parametrize("skip_padding", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_same_weights_agree_at_every_step(skip_padding: bool, temperature: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7, {"propose": 1.3, "solve": 0.7}])
+def test_the_same_weights_agree_at_every_step(skip_padding: bool, temperature: Any, tmp_path: Path) -> None:
     play = {**PLAY, "temperature": temperature}
     update = {"learning_rate": 3e-3, "skip_padding": skip_padding}
     trainer, seen, _ = hosted(fresh_policy(), tmp_path, steps=3, play=play, update=update)
@@ -130,6 +130,15 @@ def test_a_perturbed_sampler_shows_with_the_right_numbers(
     assert expected["mismatch/mean"] > 0.001
     assert {name: seen[0][name] for name in expected} == pytest.approx(expected, rel=1e-3)
     assert trainer.state.log_history[0]["mismatch/mean"] == pytest.approx(expected["mismatch/mean"], rel=1e-3)
+
+
+def test_continuous_batching_follows_adapters(tmp_path: Path) -> None:
+    policy = fresh_policy()
+    policy.backend = ContinuousBackend(policy.model, policy.tokenizer)
+    update = {"learning_rate": 3e-2, "lora": {"rank": 4, "alpha": 8}}
+    trainer, seen, _ = hosted(policy, tmp_path, steps=2, backend="continuous", update=update)
+    trainer.train()
+    assert [step["mismatch/max"] for step in seen] == pytest.approx([0.0] * 2, abs=1e-4)
 
 
 def test_low_precision_shows_too(tmp_path: Path) -> None:

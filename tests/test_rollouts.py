@@ -334,7 +334,7 @@ def test_what_the_newest_leave_free_is_replayed(sandbox: SandboxExecutor, archiv
     assert sum(found.values()) == 2 * min(24, before + metrics[1]["tasks/new"])
 
 
-@pytest.mark.parametrize(("asked", "expected"), [(None, 1.0), (0.0, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("asked", "expected"), [(None, 0.8), (0.0, 0.0), (0.5, 0.5)])
 def test_probes_may_have_a_temperature_of_their_own(
     sandbox: SandboxExecutor, archive: Archive, asked: float | None, expected: float
 ) -> None:
@@ -345,13 +345,15 @@ def test_probes_may_have_a_temperature_of_their_own(
             self.requests += requests
             return self.policy.backend.generate([replace(request, temperature=1.0) for request in requests])
 
-    player = game(sandbox, archive, probe_temperature=asked, **ALONE)
+    roles = {"propose": 1.2, "solve": 0.8}
+    player = game(sandbox, archive, probe_temperature=asked, temperature=roles, **ALONE)
     player.generator = heard = Cold(player.policy)
     _, (metrics, *_) = play(player, 1)
     probes = 4 * int(metrics["tasks/new"])
     found = [request.temperature for request in heard.requests]
     assert found[8 : 8 + probes] == [expected] * probes
-    assert set(found[:8] + found[8 + probes :]) == {1.0}
+    assert set(found[:8]) == {1.2}
+    assert set(found[8 + probes :]) == {0.8}
 
 
 def test_a_single_answer_does_not_hide_a_solve_rate(sandbox: SandboxExecutor, archive: Archive) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainerCallback
 
-from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.errors import InvalidConfig, SelfPlayError
 from selfplay_gym.training import trainer as hosting
 from selfplay_gym.training.advantages import make_estimator
 from selfplay_gym.training.config import ADVANTAGES, RunConfig
@@ -159,7 +159,7 @@ def reference_gradients(config: RunConfig, rows: Sequence[Row]) -> dict[str, tor
     policy.model.train()
     for row in judged:
         ids = torch.tensor([[*row.prompt_ids, *row.sample.ids]])
-        logits = policy.model(ids).logits[0, len(row.prompt_ids) - 1 : -1] / config.play.temperature
+        logits = policy.model(ids).logits[0, len(row.prompt_ids) - 1 : -1] / getattr(config.play.temperature, row.role)
         logprobs = logits.log_softmax(-1)[range(len(row.sample.ids)), list(row.sample.ids)]
         share = {
             "dapo": logprobs.sum() / tokens,
@@ -197,6 +197,41 @@ def test_every_estimator_is_hosted_as_it_is(estimator: str, tmp_path: Path) -> N
     rows = ragged_rows(estimator=estimator, seed=1)
     found = hosted_gradients(config(), rows, tmp_path)
     assert relative_error(found, reference_gradients(config(), rows)) < TOLERANCE
+
+
+@pytest.mark.parametrize("skip_padding", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_each_role_has_its_own_temperature(skip_padding: bool, checkpointing: bool, tmp_path: Path) -> None:
+    play = {"proposals": 1, "tasks": 6, "attempts": 5, "temperature": {"propose": 1.3, "solve": 0.7}}
+    update = {"skip_padding": skip_padding, "gradient_checkpointing": checkpointing, "max_grad_norm": 0.0}
+    settings = config(play=play, update={**update, "micro_batch": 8})
+    expected = reference_gradients(settings, ragged_rows())
+    assert relative_error(hosted_gradients(settings, ragged_rows(), tmp_path / "own"), expected) < TOLERANCE
+    assert relative_error(hosted_gradients(config(), ragged_rows(), tmp_path / "same"), expected) > 0.01
+
+
+def test_the_kl_penalty_compares_at_the_temperature_of_the_role(tmp_path: Path) -> None:
+    # On the first step the policy is the reference: at equal temperatures there is nothing to pay.
+    settings = config(play={"proposals": 1, "tasks": 6, "attempts": 5, "temperature": {"propose": 1.3, "solve": 0.7}})
+    policy = fresh_policy()
+    policy.model.save_pretrained(tmp_path / "start")
+    policy.model.config._name_or_path = str(tmp_path / "start")
+    update = settings.update.model_copy(update={"beta": 0.1})
+    trainer = host(settings.model_copy(update={"update": update}), policy, ragged_rows(), tmp_path)
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("what", ["bias", "cap"])
+def test_a_model_that_cannot_have_two_temperatures_is_refused(what: str, tmp_path: Path) -> None:
+    policy = fresh_policy()
+    if what == "bias":
+        policy.model.lm_head.bias = torch.nn.Parameter(torch.zeros(policy.model.config.vocab_size))
+    else:
+        policy.model.config.final_logit_softcapping = 30.0
+    settings = config(play={"proposals": 1, "tasks": 6, "attempts": 5, "temperature": {"propose": 1.3, "solve": 0.7}})
+    with pytest.raises(InvalidConfig, match=r"play\.temperature: .*give both roles the same temperature"):
+        host(settings, policy, ragged_rows(), tmp_path)
 
 
 def test_advantages_need_not_have_mean_zero(tmp_path: Path) -> None:

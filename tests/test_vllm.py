@@ -30,7 +30,7 @@ from selfplay_gym.training.generation import Policy, Request, Sample, make_backe
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.vllm import Colocated, Engine, Server, VLLMBackend, wait_for_server
 from selfplay_gym.training.watch import StepWatch
-from tests.hosting import hosted
+from tests.hosting import PLAY, hosted
 from tests.players import Scripted, fresh_policy, good_player
 from tests.vllm_server import Answer, VLLMServer, let_trl_in, serving
 
@@ -258,10 +258,13 @@ def test_a_failing_server_loses_no_verdict_and_the_step_can_be_played_again(
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def served(policy: Policy, url: str, path: Path, steps: int = 3) -> tuple[Any, list[dict[str, float]]]:
+def served(
+    policy: Policy, url: str, path: Path, steps: int = 3, update: dict[str, Any] | None = None, **settings: Any
+) -> tuple[Any, list[dict[str, float]]]:
     """Return a trainer whose policy is sampled by a server, and where the metrics of its steps will be."""
     vllm = {"mode": "server", "url": url, "group_port": _free_port(), "start_seconds": 2}
-    trainer, metrics, _ = hosted(policy, path, steps=steps, backend="vllm", vllm=vllm, update={"learning_rate": 3e-3})
+    update = {"learning_rate": 3e-3, **(update or {})}
+    trainer, metrics, _ = hosted(policy, path, steps=steps, backend="vllm", vllm=vllm, update=update, **settings)
     return trainer, metrics
 
 
@@ -291,6 +294,25 @@ def test_weights_are_handed_over_after_each_update(
     policy.backend.sync()  # type: ignore[attr-defined]
     assert _same(policy.model, server.model)
     assert_sampled_from(policy.model.eval(), asked, policy.backend.generate(asked))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"play": {**PLAY, "temperature": {"propose": 1.3, "solve": 0.7}}},
+        {"update": {"learning_rate": 3e-2, "lora": {"rank": 4, "alpha": 8}}},
+    ],
+    ids=["a temperature for each role", "adapters"],
+)
+def test_a_server_samples_what_is_trained(
+    settings: dict[str, Any], policy: Policy, server: VLLMServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    let_trl_in(monkeypatch)
+    trainer, metrics = served(policy, server.url, tmp_path, **settings)
+    trainer.train()
+    assert [step["mismatch/max"] for step in metrics] == pytest.approx([0.0] * 3, abs=1e-5)
+    logged = [entry["sampling/sampling_logp_difference/max"] for entry in trainer.state.log_history[:3]]
+    assert logged == pytest.approx([0.0] * 3, abs=1e-5)
 
 
 def _same(one: Any, other: Any) -> bool:

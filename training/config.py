@@ -35,6 +35,13 @@ class Lengths(_Section):
     solve: int = Field(96, ge=1, le=1_000_000, description="of a solver")
 
 
+class Temperatures(_Section):
+    """Sampling temperature of each role; a plain number stands for both."""
+
+    propose: float = Field(1.0, gt=0, le=10, description="of a proposer")
+    solve: float = Field(1.0, gt=0, le=10, description="of a solver")
+
+
 class Play(_Section):
     """Who plays what in one step."""
 
@@ -51,11 +58,13 @@ class Play(_Section):
         description="without reuse_probes: solvers learn first from the new tasks of this step (0) or the last (1)",
     )
     probe_temperature: float | None = Field(
-        None, ge=0, le=10, description="without reuse_probes: temperature of what only measures; null: as of all else"
+        None, ge=0, le=10, description="without reuse_probes: temperature of what only measures; null: as of solvers"
     )
     seed_tasks: int = Field(0, ge=0, description="tasks a family to propose and admit before the first step")
     max_new_tokens: Lengths = Field(Lengths(), description="longest completions, in tokens")
-    temperature: float = Field(1.0, gt=0, le=10, description="of every sample")
+    temperature: Temperatures = Field(
+        Temperatures(), description="of the samples of each role; a plain number stands for both"
+    )
     references: str = Field(
         "uniform", description="how the tasks shown to proposers are drawn: " + ", ".join(REFERENCES)
     )
@@ -74,6 +83,11 @@ class Play(_Section):
                 "probe_temperature is for attempts that only measure: set play.reuse_probes=false, or leave it null"
             )
         return self
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _for_both(cls, value: object) -> object:
+        return value if isinstance(value, (dict, Temperatures)) else {"propose": value, "solve": value}
 
     @field_validator("references")
     @classmethod
@@ -138,6 +152,16 @@ class GateSection(_Section):
         return GateConfig(*caps, limits, frozenset(self.disabled), self.single_def, self.cut_outputs)
 
 
+class Lora(_Section):
+    """Train low-rank adapters of the linear layers instead of the weights (LoRA, arXiv:2106.09685)."""
+
+    rank: int = Field(32, ge=1, le=4096, description="of the two matrices that an adapter is the product of")
+    alpha: float = Field(64.0, gt=0, description="adapters are scaled by alpha / rank")
+    targets: str | tuple[str, ...] = Field(
+        "all-linear", min_length=1, description="names of the layers, or all-linear: every one but the output layer"
+    )
+
+
 class Update(_Section):
     """The optimizer's side of a step."""
 
@@ -153,7 +177,15 @@ class Update(_Section):
     beta: float = Field(0.0, ge=0, description="weight of the KL penalty against the starting policy")
     entropy_coef: float = Field(0.0, description="weight of the entropy bonus")
     micro_batch: int = Field(64, ge=1, description="rows in one forward pass of one process")
-    bf16: bool = Field(False, description="compute in bfloat16 where that is safe")
+    lora: Lora | None = Field(None, description="{} trains adapters with the defaults; null: all weights are trained")
+    bf16: bool = Field(
+        False, description="matrix products of the update in bfloat16; weights and optimizer keep theirs"
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="keep one hidden state a layer and compute the rest again: less memory, a third more work; "
+        "null: on GPUs",
+    )
     skip_padding: bool = Field(False, description="run the decoder on rows bucketed by length (CPU)")
 
     @field_validator("advantage")
@@ -193,13 +225,14 @@ class Holdout(_Section):
     """The frozen programs that judge the run, before and after."""
 
     problems: int = Field(150, ge=1, le=150, description="problems a family and level")
-    samples: int = Field(4, ge=1, description="attempts at each, at the temperature of play")
+    samples: int = Field(4, ge=1, description="attempts at each, at the solver's temperature")
 
 
 class RunConfig(_Section):
     """Everything that decides a run."""
 
     model: str = Field("nano", description="nano, a checkpoint folder or a hub id")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights; bfloat16 with adapters only")
     style: Literal["azr", "chat", "compact"] = Field(
         "compact", description="prompts: azr for base models, chat with the model's own template, compact for nano"
     )
@@ -224,6 +257,9 @@ class RunConfig(_Section):
         Holdout(), description="frozen programs that judge the run, before and after; null: none"
     )
     backend: str = Field("auto", description="what generates; auto: what suits the model and the machine")
+    generation_batch: int = Field(
+        128, ge=1, description="rows that one process completes at a time, where the backend does not decide"
+    )
     vllm: VLLM = Field(VLLM(), description="where the engine of the backend vllm runs")
     continuous: Continuous = Field(Continuous(), description="the backend continuous")
     mismatch: Mismatch = Field(Mismatch(), description="the sampler against the trainer")
@@ -252,11 +288,34 @@ class RunConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> RunConfig:
+        if self.dtype == "bfloat16" and self.update.lora is None:
+            raise ValueError(
+                "dtype bfloat16 needs update.lora, since bfloat16 weights lose updates of less than about 1/256 of "
+                "their size; to train all weights keep dtype float32 and set update.bf16=true"
+            )
+        if self.update.lora is not None and self.backend == "decode_loop":
+            raise ValueError("backend decode_loop does not know adapters: with update.lora use transformers or auto")
+        return self
+
+    @property
+    def proposals(self) -> int:
+        """Proposals of one step, those of all families."""
+        return self.play.proposals * len(self.families)
+
+    @property
+    def answers(self) -> int:
+        """Answers that one step samples at most, those that only measure among them."""
+        if self.play.reuse_probes:
+            return self.play.tasks * self.play.attempts
+        return self.proposals * self.play.attempts + self.play.tasks * self.play.answers
+
     @property
     def rows(self) -> int:
         """Rows of one update at most: every proposal and every answer that is learnt from."""
         answers = self.play.attempts if self.play.reuse_probes else self.play.answers
-        return self.play.proposals * len(self.families) + self.play.tasks * answers
+        return self.proposals + self.play.tasks * answers
 
     def make_families(self) -> dict[str, TaskFamily]:
         """Return the task families; what one is told for itself goes before what all are told.
@@ -302,6 +361,12 @@ def recipes() -> list[str]:
     """Return the names of the shipped recipes."""
     folder = resources.files(__package__) / "recipes"
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def accelerate_configs() -> dict[str, Path]:
+    """Return the shipped configurations of ``accelerate launch`` by name."""
+    folder = Path(str(resources.files(__package__) / "accelerate"))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def dump(config: RunConfig) -> str:
@@ -360,7 +425,9 @@ def _put(settings: dict[str, Any], override: str) -> None:
         raise InvalidConfig(f"--set expects key=value, got {override!r}")
     *parents, last = key.split(".")
     for parent in parents:
-        settings = settings.setdefault(parent, {})
+        if settings.get(parent) is None:  # a section that is off, such as update.lora
+            settings[parent] = {}
+        settings = settings[parent]
         if not isinstance(settings, dict):
             raise InvalidConfig(f"--set {override!r}: {parent!r} is a value, not a section")
     try:

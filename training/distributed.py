@@ -132,11 +132,20 @@ class SharedGenerator:
             else:
                 return
 
+    def _generate_part(self, requests: Sequence[Request]) -> list[Sample]:
+        """Return this rank's samples; where all ranks must do the same work, one with less to do repeats a request."""
+        part = list(self.ranks.shard(requests))
+        padded = part
+        if getattr(self.backend, "collective", False):
+            most = -(-len(requests) // self.ranks.world)
+            padded = part + list(requests[:1]) * (most - len(part))
+        return self.backend.generate(padded)[: len(part)]
+
     def _share(self, requests: Sequence[Request]) -> list[Sample]:
         """Return everyone's samples; a failure is exchanged like samples, or the other ranks would wait for ever."""
         share: list[Sample] | str
         try:
-            share = self.backend.generate(self.ranks.shard(requests))
+            share = self._generate_part(requests)
         except Exception as error:
             if self.ranks.world == 1:
                 raise

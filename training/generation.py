@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -35,6 +36,8 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import find_adapter_config_file
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 
@@ -182,6 +185,12 @@ def stop_token_ids(model: Any, tokenizer: Any = None) -> frozenset[int]:
     return frozenset(ids)
 
 
+def sharded(model: Any) -> bool:
+    """Return whether this process holds a part of each layer alone (FSDP2, ZeRO-3)."""
+    parts = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+    return parts or bool(is_deepspeed_zero3_enabled())
+
+
 # -- any causal language model ----------------------------------------------------------------------------------------
 
 
@@ -190,8 +199,8 @@ class TransformersBackend:
 
     The model is in eval mode meanwhile (dropout would make the sampler another policy) and back in its former mode
     afterwards. The checkpoint's own generation settings are set aside, all but its stop tokens: ``generate`` would
-    otherwise fill in their top-k, top-p and penalties. Not for weights sharded over ranks (ZeRO-3, FSDP): gather them
-    first, and have every rank call equally often.
+    otherwise fill in their top-k, top-p and penalties. Where the weights are sharded over ranks (FSDP2, ZeRO-3), a
+    layer runs on all ranks or on none: each must then ask for equally many samples.
 
     Args:
         model: Unwrapped ``transformers`` model; its weights are read at each call.
@@ -204,6 +213,11 @@ class TransformersBackend:
         self.stop = stop_token_ids(model, tokenizer)
         padding = tokenizer.pad_token_id
         self.pad_id = padding if padding is not None else min(self.stop, default=0)
+
+    @property
+    def collective(self) -> bool:
+        """Whether all ranks must generate equally many samples together, since each holds a part of every layer."""
+        return sharded(self.model)
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
@@ -233,6 +247,7 @@ class TransformersBackend:
                 use_cache=True,
             ),
             logits_processor=LogitsProcessorList([picker]),
+            synced_gpus=self.collective,  # go on until the longest row of any rank is done
         )
         return trim(requests, torch.stack(picker.ids, 1), torch.stack(picker.logprobs, 1), self.stop)
 
@@ -301,8 +316,13 @@ class ContinuousBackend:
         """Return one sample a request, in their order.
 
         Raises:
-            SelfPlayError: The batch failed, on a full GPU for example; the log says why.
+            SelfPlayError: The batch failed, on a full GPU for example; the log says why. Or the weights are sharded.
         """
+        if sharded(self.model):  # each rank goes on for as long as its own rows need, so they would wait for ever
+            raise SelfPlayError(
+                "continuous batching needs whole weights in each process, and these are sharded (FSDP2 or ZeRO-3): use "
+                "the backend 'transformers' or 'vllm'"
+            )
         kinds: dict[tuple[float, int], list[int]] = {}
         for place, request in enumerate(requests):  # one call has one temperature and one limit
             kinds.setdefault((request.temperature, request.max_new_tokens), []).append(place)
@@ -422,16 +442,18 @@ class Policy:
         dtype: str = "auto",
         device: str = "auto",
         backend: str = "auto",
+        batch_size: int = 128,
         memory: float = 0.5,
     ) -> Policy:
         """Load a checkpoint folder or a model of the Hugging Face hub.
 
         Args:
-            source: Folder written by ``save_pretrained``, or the hub's id.
+            source: Folder written by ``save_pretrained``, or the hub's id; adapters are merged into their base model.
             dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
             device: ``auto`` (CUDA where there is one, the process's own GPU of several), or a torch device such as
                 ``cpu`` or ``cuda:1``.
             backend: See `make_backend`.
+            batch_size: See `make_backend`.
             memory: See `make_backend`.
 
         Raises:
@@ -441,10 +463,11 @@ class Policy:
         check_source(str(source))
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=precision)
+            model = _load_model(str(source), precision)
         except Exception as error:  # hub, file and parser errors share no base
             raise InvalidConfig(_cannot_load(str(source), f"{type(error).__name__}: {error}")) from error
-        return cls(model.to(where).eval(), tokenizer, make_backend(model, tokenizer, backend, memory=memory))
+        generating = make_backend(model.to(where).eval(), tokenizer, backend, batch_size=batch_size, memory=memory)
+        return cls(model, tokenizer, generating)
 
     def encode(self, prompt: str, chat: bool) -> tuple[int, ...]:
         """Return the prompt's tokens, begin-of-sequence token included where the tokenizer adds one.
@@ -503,6 +526,19 @@ class Policy:
             if progress is not None:
                 progress(len(completions))
         return completions
+
+
+def _load_model(source: str, dtype: torch.dtype | str) -> Any:
+    """Load a causal language model; where there are adapters, load what they adapt and merge them into it."""
+    if find_adapter_config_file(source) is None:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    from peft import PeftConfig, PeftModel  # slow to import
+
+    base = _load_model(PeftConfig.from_pretrained(source).base_model_name_or_path, dtype)
+    model = PeftModel.from_pretrained(base, source).merge_and_unload()
+    # Adapters that are trained on top of it name it as their base.
+    model.name_or_path = model.config._name_or_path = source
+    return model
 
 
 def _device(name: str) -> torch.device:

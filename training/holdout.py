@@ -35,7 +35,7 @@ def programs(loaded: Sequence[Suite]) -> list[str]:
 def measure(
     config: RunConfig, policy: Policy, generator: GenerationBackend, executor: Executor, loaded: Sequence[Suite]
 ) -> Scores:
-    """Solve the hold-outs at the temperature of play and return the solve rates.
+    """Solve the hold-outs at the solver's temperature of play and return the solve rates.
 
     The same seeds are drawn each time, so that before and after differ by the policy alone.
     """
@@ -57,7 +57,7 @@ def _solve(config: RunConfig, policy: Policy, generator: GenerationBackend, suit
         Request(
             policy.encode(prompt, config.style == "chat"),
             play.max_new_tokens.solve,
-            play.temperature,
+            play.temperature.solve,
             row_seed(config.seed, "holdout", suite.name, problem, sample),
         )
         for problem, prompt in prompts.items()

@@ -60,12 +60,14 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
         SelfPlayError: Whatever went wrong, as one line.
     """
     # Late: torch reads the thread counts from the environment when it is imported.
+    from selfplay_gym.training import vllm
     from selfplay_gym.training.run import check, run_rank
 
     if os.environ.get("RANK", "0") != "0":
         folder.path.mkdir(parents=True, exist_ok=True)
         return run_rank(config, folder, resume=resume, console=Console(quiet=True))
     check(config)
+    vllm.check(config)
     config = config.model_copy(update={"processes": _processes(config, folder, resume=resume)})
     if not resume and not (folder.path / LOCK).exists():
         folder.refuse_if_taken()  # before a lock is left in somebody's folder

@@ -111,7 +111,9 @@ def _compare(rows: Sequence[Row], trainer: Any) -> Mismatch:
         here = slice(before - len(row.prompt_ids), before + len(row.sample.ids))
         ids[place, here] = torch.tensor([*row.prompt_ids, *row.sample.ids], device=device)
         mask[place, here] = 1
-    logits = trainer.model_wrapped(input_ids=ids, attention_mask=mask).logits[:, before - 1 : -1]
+    # Without a cache, as in the update: there each row has the temperature of its role (`RoleTemperatures`).
+    outputs = trainer.model_wrapped(input_ids=ids, attention_mask=mask, use_cache=False)
+    logits = outputs.logits[:, before - 1 : -1]
     parts = []
     for row, table in zip(rows, logits, strict=True):
         drawn = torch.tensor(row.sample.ids, device=device)

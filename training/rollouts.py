@@ -216,7 +216,7 @@ class SelfPlay:
         return requests
 
     def _propose(self, requests: Sequence[ProposalRequest], step: int | str) -> list[Completion]:
-        prompts = [(request.prompt, self.play.temperature) for request in requests]
+        prompts = [(request.prompt, self.play.temperature.propose) for request in requests]
         return self._complete(prompts, "propose", step)
 
     def _judge_proposals(self, requests: list[ProposalRequest], proposals: list[Completion]) -> list[Outcome]:
@@ -238,14 +238,14 @@ class SelfPlay:
 
     def _groups(self, new: list[StoredTask], rng: random.Random, step: int) -> list[_Group]:
         """Return what is solved in a step, the new tasks first."""
-        play = self.play
+        play, warmth = self.play, self.play.temperature.solve
         if play.reuse_probes:
             played = new + self._drawn(play.tasks - len(new), self._replays, rng, step)
-            return [_Group(stored, play.attempts, play.temperature) for stored in played]
-        warmth = play.temperature if play.probe_temperature is None else play.probe_temperature
-        probes = [_Group(stored, play.attempts, warmth, trained=False) for stored in new]
+            return [_Group(stored, play.attempts, warmth) for stored in played]
+        probing = warmth if play.probe_temperature is None else play.probe_temperature
+        probes = [_Group(stored, play.attempts, probing, trained=False) for stored in new]
         drawn = self._drawn(play.tasks, self._newest_and_replays, rng, step)
-        return probes + [_Group(stored, play.answers, play.temperature) for stored in drawn]
+        return probes + [_Group(stored, play.answers, warmth) for stored in drawn]
 
     def _drawn(self, count: int, draw: _Draw, rng: random.Random, step: int) -> list[StoredTask]:
         """Draw tasks evenly over the families, less those whose prompts are too long."""
@@ -291,7 +291,7 @@ class SelfPlay:
 
     def _complete(self, prompts: Sequence[tuple[str, float]], role: Role, step: int | str) -> list[Completion]:
         """Sample an answer to each prompt at its temperature."""
-        limit = self.play.max_new_tokens.propose if role == "propose" else self.play.max_new_tokens.solve
+        limit = getattr(self.play.max_new_tokens, role)
         requests = [
             Request(self.policy.encode(text, self.chat), limit, temperature, row_seed(self.seed, step, role, n))
             for n, (text, temperature) in enumerate(prompts)

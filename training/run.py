@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -50,12 +51,25 @@ PACKAGES = ("selfplay-gym", "torch", "transformers", "trl", "accelerate", "numpy
 
 def load_policy(config: RunConfig) -> Policy:
     """Return the policy that a run starts from."""
-    memory = config.continuous.memory
-    return Policy.load(_source(config), dtype="float32", backend=config.backend, memory=memory)
+    # The trainer puts adapters into the model's own layers, which the decode loop does not know.
+    backend = "transformers" if config.update.lora and config.backend == "auto" else config.backend
+    return Policy.load(
+        source(config),
+        dtype=config.dtype,
+        backend=backend,
+        batch_size=config.generation_batch,
+        memory=config.continuous.memory,
+    )
 
 
-def _source(config: RunConfig) -> str:
-    return str(NANO_POLICY) if config.model == "nano" else config.model
+def source(config: RunConfig) -> str:
+    """Return the folder or hub id of the model that a run starts from.
+
+    Folders are absolute: adapters keep the name of what they adapt, and are loaded from anywhere.
+    """
+    if config.model == "nano":
+        return str(NANO_POLICY)
+    return str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model
 
 
 def check(config: RunConfig) -> None:
@@ -63,8 +77,8 @@ def check(config: RunConfig) -> None:
 
     Raises:
         UnknownId: No such family, back-end or tracker.
-        InvalidConfig: An impossible setting of a family, a tracker that is not installed, no model, lengths that it
-            cannot read, or no vLLM where it was asked for.
+        InvalidConfig: An impossible setting of a family, a tracker that is not installed, no model, or lengths that it
+            cannot read.
     """
     config.make_families()
     if config.backend not in BACKENDS:
@@ -74,15 +88,14 @@ def check(config: RunConfig) -> None:
             raise UnknownId(unknown("tracker", name, INTEGRATION_TO_CALLBACK))
         if name not in get_available_reporting_integrations():
             raise InvalidConfig(f"report_to: the tracker {name!r} is not installed; install it or leave it out")
-    check_source(_source(config))
+    check_source(source(config))
     _check_positions(config)
-    vllm.check(config)
 
 
 def _check_positions(config: RunConfig) -> None:
     """Refuse lengths that the model cannot read, as far as its configuration can be had without its weights."""
     try:
-        most = positions(AutoConfig.from_pretrained(_source(config), trust_remote_code=False))
+        most = positions(AutoConfig.from_pretrained(source(config), trust_remote_code=False))
     except Exception:  # whatever is wrong with it is told when the model is loaded
         return
     prompt, longest = config.play.prompt_tokens, max(config.play.max_new_tokens.model_dump().values())
@@ -116,6 +129,8 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
             return INTERRUPTED
         with _checkpointing(folder):
             trainer.save_model(str(folder.model))
+            if config.update.lora and ranks.is_main:  # beside adapters, so that lengths can be checked and runs planned
+                policy.model.config.save_pretrained(folder.model)
         _sync(policy)
         part.finish()
     return 0

@@ -12,16 +12,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from selfplay_gym.errors import SelfPlayError
+from selfplay_gym.errors import InvalidConfig, SelfPlayError
 from selfplay_gym.output import write_whole
+from selfplay_gym.training import vllm
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import COMPLETE, RunFolder
@@ -29,7 +30,8 @@ from selfplay_gym.training.generation import Policy
 from selfplay_gym.training.mismatch import measure
 from selfplay_gym.training.padding import skip_padding
 from selfplay_gym.training.rollouts import Row, SelfPlay
-from selfplay_gym.training.vllm import VLLMBackend, handing_over, trainer_settings
+from selfplay_gym.training.tempering import RoleTemperatures
+from selfplay_gym.training.vllm import VLLMBackend, handing_over
 from selfplay_gym.training.watch import StepWatch
 
 KEPT = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate")
@@ -82,10 +84,13 @@ class Rollout:
         self.game, self.generator, self.ranks = game, generator, ranks
         self.filler_id, self.on_step, self.measured = filler_id, on_step, measured
         self.metrics: dict[str, float] = {}
+        self.temperatures: RoleTemperatures | None = None
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """Return this rank's ``len(prompts)`` rows; every rank must be asked for equally many."""
         rows = self.ranks.broadcast(self._play(trainer.state.global_step + 1))
+        if self.temperatures is not None:
+            self.temperatures.expect(rows)
         table = tabulate(rows, len(prompts) * self.ranks.world, self.filler_id)
         started = time.perf_counter()
         self.metrics.update(measure(rows, self.measured, trainer, self.ranks).metrics())
@@ -194,47 +199,89 @@ def slots(config: RunConfig, world: int) -> tuple[int, int, int]:
     return micro_batch * passes * world, micro_batch, passes
 
 
+def trainer_settings(config: RunConfig, world: int, *, on_cpu: bool) -> dict[str, Any]:
+    """Return what `trl.GRPOConfig` is told, all but the folder."""
+    total, micro_batch, passes = slots(config, world)
+    update, longest = config.update, config.play.max_new_tokens
+    checkpointing = update.gradient_checkpointing
+    return {
+        "max_steps": config.steps,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": passes,
+        "num_generations": total,
+        "shuffle_dataset": False,
+        "remove_unused_columns": False,
+        "scale_rewards": "none",
+        "loss_type": update.loss_type,
+        "beta": update.beta,
+        "entropy_coef": update.entropy_coef,
+        "temperature": config.play.temperature.solve,  # proposers' rows: `RoleTemperatures`
+        "max_completion_length": max(longest.propose, longest.solve),
+        "learning_rate": update.learning_rate,
+        "lr_scheduler_type": "linear" if update.schedule == "linear" else "constant_with_warmup",
+        "warmup_steps": update.warmup_steps,
+        "max_grad_norm": update.max_grad_norm,
+        "weight_decay": 0.0,
+        "seed": config.seed,
+        "save_steps": config.save_steps,
+        "save_total_limit": config.keep_checkpoints,
+        "logging_steps": 1,
+        "report_to": list(config.report_to) or "none",
+        "use_cpu": on_cpu,
+        "bf16": update.bf16,
+        "gradient_checkpointing": not on_cpu if checkpointing is None else checkpointing,
+        "disable_tqdm": True,
+        "log_level": "error",
+        "ddp_find_unused_parameters": False,
+        **vllm.trainer_settings(config),
+    }
+
+
+def lora_config(config: RunConfig) -> Any:
+    """Return the adapters asked for as a `peft.LoraConfig`; None where all weights are trained.
+
+    Without dropout: the policy that is sampled has none, and the update must see the same one.
+    """
+    lora = config.update.lora
+    if lora is None:
+        return None
+    from peft import LoraConfig  # slow to import
+
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
+
+
+@contextmanager
+def _finding_layers(config: RunConfig) -> Iterator[None]:
+    """Say in one line that adapters were asked for at layers which the model has not.
+
+    Raises:
+        InvalidConfig: It has none of the names.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if config.update.lora is None or "arget modules" not in str(error):
+            raise
+        reason = str(error).partition(". ")[0]
+        raise InvalidConfig(f"update.lora.targets: {reason}; name linear layers of the model, or all-linear") from error
+
+
 def build_trainer(
     config: RunConfig, policy: Policy, rollout: Rollout, folder: RunFolder, observer: Observer
 ) -> GRPOTrainer:
-    """Return the trainer, ready to run."""
-    total, micro_batch, passes = slots(config, rollout.ranks.world)
-    on_cpu = policy.model.device.type == "cpu"
-    update = config.update
-    args = GRPOConfig(
-        output_dir=str(folder.checkpoints),
-        max_steps=config.steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=passes,
-        num_generations=total,
-        shuffle_dataset=False,
-        remove_unused_columns=False,
-        scale_rewards="none",
-        loss_type=update.loss_type,
-        beta=update.beta,
-        entropy_coef=update.entropy_coef,
-        temperature=config.play.temperature,
-        max_completion_length=max(config.play.max_new_tokens.propose, config.play.max_new_tokens.solve),
-        learning_rate=update.learning_rate,
-        lr_scheduler_type="linear" if update.schedule == "linear" else "constant_with_warmup",
-        warmup_steps=update.warmup_steps,
-        max_grad_norm=update.max_grad_norm,
-        weight_decay=0.0,
-        seed=config.seed,
-        save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints,
-        logging_steps=1,
-        report_to=list(config.report_to) or "none",
-        use_cpu=on_cpu,
-        bf16=update.bf16,
-        gradient_checkpointing=not on_cpu,
-        disable_tqdm=True,
-        log_level="error",
-        ddp_find_unused_parameters=False,
-        **trainer_settings(config),
-    )
+    """Return the trainer, ready to run.
+
+    Raises:
+        InvalidConfig: The model has no layers of the names that adapters are asked for, or cannot have a temperature
+            for each role.
+        SelfPlayError: The engine that samples did not start.
+    """
+    settings = trainer_settings(config, rollout.ranks.world, on_cpu=policy.model.device.type == "cpu")
+    args = GRPOConfig(output_dir=str(folder.checkpoints), **settings)
     engine = policy.backend if isinstance(policy.backend, VLLMBackend) else None
-    with handing_over() if engine else nullcontext():
+    set_seed(config.seed)  # adapters begin at random, the same on every rank; TRL 1.16 does so too
+    with handing_over() if engine else nullcontext(), _finding_layers(config):
         trainer = GRPOTrainer(
             model=policy.model,
             reward_funcs=_reward_function(rollout),
@@ -243,10 +290,23 @@ def build_trainer(
             processing_class=policy.tokenizer,
             rollout_func=rollout,
             callbacks=[Conductor(folder, rollout.ranks, observer)],
+            peft_config=lora_config(config),
         )
     if engine:
         engine.attach(trainer.vllm_generation, config.vllm)
-    if update.skip_padding:
-        skip_padding(trainer.accelerator.unwrap_model(trainer.model))
+    # The policy's model is the trainer's, adapters put in, without what accelerate wraps around it.
+    _apply_temperatures(config, policy, rollout, trainer)
+    if config.update.skip_padding:
+        skip_padding(policy.model)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _apply_temperatures(config: RunConfig, policy: Policy, rollout: Rollout, trainer: GRPOTrainer) -> None:
+    temperatures = config.play.temperature
+    if temperatures.propose == temperatures.solve:
+        return
+    rollout.temperatures = RoleTemperatures(temperatures)
+    rollout.temperatures.attach(policy.model)
+    if trainer.ref_model is not None:
+        rollout.temperatures.attach(trainer.accelerator.unwrap_model(trainer.ref_model))

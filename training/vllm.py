@@ -314,14 +314,23 @@ def check(config: RunConfig) -> None:
             "backend 'vllm' needs a CUDA GPU to train on, since weights are handed over on it, and torch sees none; "
             "use the backend 'auto'"
         )
-    vllm, processes = config.vllm, int(os.environ.get("WORLD_SIZE", config.processes or 1))
-    if vllm.mode == "colocate" and processes % vllm.tensor_parallel:
+    check_processes(config, int(os.environ.get("WORLD_SIZE", config.processes or 1)))
+    if config.vllm.mode == "server":
+        wait_for_server(config.vllm.url, config.vllm.start_seconds)
+
+
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Refuse a number of processes that engines beside them cannot share out.
+
+    Raises:
+        InvalidConfig: It is no multiple of the GPUs of one engine.
+    """
+    parallel = config.vllm.tensor_parallel
+    if config.backend == "vllm" and config.vllm.mode == "colocate" and processes % parallel:
         raise InvalidConfig(
-            f"vllm.tensor_parallel must divide the run's processes, got {vllm.tensor_parallel} of {processes}; set "
-            "processes, or start with torchrun"
+            f"vllm.tensor_parallel must divide the run's processes, got {parallel} of {processes}; set processes, or "
+            "start with torchrun"
         )
-    if vllm.mode == "server":
-        wait_for_server(vllm.url, vllm.start_seconds)
 
 
 def wait_for_server(url: str, seconds: float) -> None:
