@@ -132,9 +132,10 @@ def test_a_perturbed_sampler_shows_with_the_right_numbers(
     assert trainer.state.log_history[0]["mismatch/mean"] == pytest.approx(expected["mismatch/mean"], rel=1e-3)
 
 
+@pytest.mark.slow  # seconds to make room for keys and values on a CPU
 def test_continuous_batching_follows_adapters(tmp_path: Path) -> None:
     policy = fresh_policy()
-    policy.backend = ContinuousBackend(policy.model, policy.tokenizer)
+    policy.backend = ContinuousBackend(policy.model, policy.tokenizer, memory=0.02)
     update = {"learning_rate": 3e-2, "lora": {"rank": 4, "alpha": 8}}
     trainer, seen, _ = hosted(policy, tmp_path, steps=2, backend="continuous", update=update)
     trainer.train()
