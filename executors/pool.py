@@ -18,6 +18,7 @@ class Pool:
     Attributes:
         servers: By kind.
         tier: How strongly they isolate.
+        workers: How many of each kind there may be.
         refusals: Why no stronger tier was had.
 
     Raises:
@@ -25,7 +26,7 @@ class Pool:
     """
 
     def __init__(self, workers: int, tiers: Sequence[Tier], keep_children: bool) -> None:
-        self._workers = workers
+        self.workers = workers
         self._keep_children = keep_children
         self.servers: dict[str, list[Server]] = {kind: [] for kind in KINDS}
         self.refusals: list[str] = []
@@ -45,7 +46,7 @@ class Pool:
         servers = self.servers[kind]
         for _ in range(_STARTS):
             servers[:] = [server for server in servers if server.alive]
-            missing = self._workers - len(servers)
+            missing = self.workers - len(servers)
             started = [Server(kind, self.tier, self._keep_children) for _ in range(missing)]
             for server in started:
                 with contextlib.suppress(ExecutorError):

@@ -36,6 +36,7 @@ from selfplay_gym.types import ChildPer, Execution, Job, Status
 
 _PIPELINE = 2  # parcels a server holds: one running, one waiting, so that it never waits for us
 _WINDOW = 4096  # jobs admitted ahead of their answers: what bounds memory, however long the list
+_PATIENCE_MILLISECONDS = 1000  # then it is looked whether a server hangs
 _IDLE = 0.2  # a run that met the clock on the wall with less of its processor time may be our host's fault
 _MOST_SLEEPERS = 3  # a batch in which that many slept again when alone holds sleepers; the others are believed
 _AUDITED = 1 / 200  # of the jobs whose answers from a shared child are all ok
@@ -89,14 +90,16 @@ class Batch:
         self._alarms: list[str] = []
         self._sleepers = 0
         self._open = 0
+        self._all_admitted = False
         self._rounds: dict[int, int] = {}  # of jobs that were begun again
 
     def run(self) -> list[tuple[Execution, ...]]:
         """Return the answers, one a job."""
-        self._admit_more()
-        while self._open:
+        while self._open or not self._all_admitted:
+            self._admit_some()
             servers = self._feed()
-            for server, can_read, can_write in _ready(servers) if servers else ():
+            patience = 0 if self._can_admit else _PATIENCE_MILLISECONDS
+            for server, can_read, can_write in _ready(servers, patience) if servers else ():
                 answered = []
                 try:
                     if can_write:
@@ -111,18 +114,25 @@ class Batch:
             for server in servers:
                 if server.alive and server.under_way and server.under_way[0].deadline < now:
                     self._bury(server, "a server of the sandbox hung")
-            self._admit_more()
         self._alarm()
         return [answer if answer is not None else () for answer in self._answers]
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def _admit_more(self) -> None:
-        while self._open < _WINDOW:
+    @property
+    def _can_admit(self) -> bool:
+        return not self._all_admitted and self._open < _WINDOW
+
+    def _admit_some(self) -> None:
+        """Admit what keeps every server busy for a while; they run it while the rest is looked at."""
+        for _ in range(_PIPELINE * LARGEST_PARCEL * self._pool.workers):
+            if not self._can_admit:
+                return
             following = next(self._upcoming, None)
             if following is None:
-                return
-            self._admit(*following)
+                self._all_admitted = True
+            else:
+                self._admit(*following)
 
     def _admit(self, index: int, job: Job) -> None:
         if isinstance(job.program, bytes) and job.policy == "strict":
@@ -177,7 +187,7 @@ class Batch:
             return False
         firsts = kind.replace("B", "A", 1)
         under_way = (parcel for server in self._pool.servers[firsts] for parcel in server.under_way)
-        return bool(self._waiting[firsts]) or any(parcel.tickets[0].shares for parcel in under_way)
+        return self._can_admit or bool(self._waiting[firsts]) or any(parcel.tickets[0].shares for parcel in under_way)
 
     def _release(self) -> None:
         """Let one of those that seem starved go, if nothing else is left to run."""
@@ -191,7 +201,7 @@ class Batch:
             self._waiting[ticket.kind].append(ticket)
 
     def _has_work(self) -> bool:
-        waiting = any(self._waiting.values()) or any(self._later.values())
+        waiting = self._can_admit or any(self._waiting.values()) or any(self._later.values())
         return waiting or any(server.under_way for server in self._pool.all())
 
     def _bury(self, server: Server, why: str) -> None:
@@ -378,13 +388,13 @@ def _digest(job: Job, text: str) -> bytes:
     return hashlib.blake2b(content.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 
-def _ready(servers: list[Server]) -> Iterable[tuple[Server, bool, bool]]:
-    """Wait a second at most; yield every server that can be read or written, and which of the two."""
+def _ready(servers: list[Server], patience: int) -> Iterable[tuple[Server, bool, bool]]:
+    """Wait so many milliseconds at most; yield every server that can be read or written, and which of the two."""
     poll = select.poll()  # `selectors` costs as much again as everything else here
     for server in servers:
         poll.register(server.socket, select.POLLIN | (select.POLLOUT if server.wants_to_write else 0))
     by_descriptor = {server.socket.fileno(): server for server in servers}
-    for descriptor, events in poll.poll(1000):
+    for descriptor, events in poll.poll(patience):
         # An error or a hang-up shows when it is read.
         yield by_descriptor[descriptor], bool(events & ~select.POLLOUT), bool(events & select.POLLOUT)
 
