@@ -528,6 +528,12 @@ def test_the_shipped_recipe_fits_its_model() -> None:
     check(load("nano", []))
 
 
+def test_a_model_is_scored_without_noise(tiny_policy: Path) -> None:
+    answer = run_apart("eval", tiny_policy, "--suite", "nano", "--limit", "1", "--max-new-tokens", "4", "--json", "-")
+    assert (answer.code, answer.err) == (0, "")
+    assert json.loads(answer.out)
+
+
 def test_a_model_that_does_not_load_leaves_no_run_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "garbage").mkdir()
     write(tmp_path / "garbage" / "config.json", '{"model_type":')
@@ -550,6 +556,11 @@ def recipe(tmp_path: Path, tiny_policy: Path) -> Path:
     processes: 1
     """
     return write(tmp_path / "tiny.yaml", textwrap.dedent(text))
+
+
+def test_the_log_of_a_run_holds_no_warnings_of_old_names(tmp_path: Path, recipe: Path) -> None:
+    assert run_apart("train", recipe, "--output", tmp_path / "out").code == 0
+    assert "Warning" not in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_a_folder_with_other_files_is_refused_and_left_as_it_is(

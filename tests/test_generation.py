@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -11,6 +14,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
@@ -23,6 +27,7 @@ from selfplay_gym.training.generation import (
     Request,
     Sample,
     TransformersBackend,
+    load_tokenizer,
     make_backend,
     row_seed,
     stop_token_ids,
@@ -410,7 +415,7 @@ def test_begin_tokens_are_kept_and_end_tokens_are_not(checkpoint: Path) -> None:
 
 def test_chat_needs_a_template(checkpoint: Path) -> None:
     policy = Policy.load(checkpoint, device="cpu")
-    with pytest.raises(InvalidConfig, match="no chat template"):
+    with pytest.raises(InvalidConfig, match=r"needs a tokenizer with a chat template, .*: choose the style azr"):
         policy.encode("x", chat=True)
     policy.tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -432,6 +437,89 @@ def test_what_is_no_model_gives_one_line(tmp_path: Path, monkeypatch: pytest.Mon
             Policy.load(source)
         assert "\n" not in str(caught.value)
         assert "save_pretrained" in str(caught.value)
+
+
+def copy_of(checkpoint: Path, folder: Path, **settings: Any) -> Path:
+    """Copy a checkpoint, with other settings in its configuration."""
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    return folder
+
+
+def without(prefix: str, file: Path) -> None:
+    """Remove the tensors of a name that begins so."""
+    tensors = load_file(file)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    assert len(kept) < len(tensors)
+    save_file(kept, file, metadata={"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_a_layer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint, tmp_path / "part")
+    without("model.layers.0.mlp.", folder / "model.safetensors")
+    with pytest.raises(InvalidConfig, match=r"not whole: 3 of its \d+ weights are missing, model\.layers\.0\.mlp\."):
+        Policy.load(folder)
+
+
+def test_weights_of_another_kind_of_model_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint, tmp_path / "bert", model_type="bert", architectures=["BertLMHeadModel"])
+    with pytest.raises(InvalidConfig, match=r"not whole: (\d+) of its \1 weights are missing"):
+        Policy.load(folder)
+
+
+def test_weights_of_another_size_are_refused_without_a_table(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    folder = copy_of(checkpoint, tmp_path / "wide", hidden_size=128)
+    with pytest.raises(
+        InvalidConfig, match=r"not whole: its .* has the size \[.*64\], where .* asks for \[.*128\]"
+    ) as error:
+        Policy.load(folder)
+    assert "\n" not in str(error.value)
+    assert caplog.records == []
+
+
+def test_tied_weights_are_not_missing_and_others_are(checkpoint: Path, tmp_path: Path) -> None:
+    assert "lm_head.weight" not in load_file(checkpoint / "model.safetensors")
+    Policy.load(checkpoint)
+    with pytest.raises(InvalidConfig, match=r"1 of its \d+ weights are missing, lm_head\.weight among them"):
+        Policy.load(copy_of(checkpoint, tmp_path / "untied", tie_word_embeddings=False))
+
+
+def test_adapters_that_lack_a_part_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    policy = Policy.load(checkpoint, device="cpu")
+    get_peft_model(policy.model, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    Policy.load(tmp_path)
+    without("base_model.model.model.layers.0.mlp.up_proj", tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InvalidConfig, match="missing adapter keys"):
+        Policy.load(tmp_path)
+
+
+@pytest.mark.parametrize("left", [[], ["tokenizer_config.json"]])
+def test_a_missing_tokenizer_is_told(checkpoint: Path, tmp_path: Path, left: list[str]) -> None:
+    folder = copy_of(checkpoint, tmp_path / "mute")
+    for file in folder.glob("tokenizer*"):
+        if file.name not in left:
+            file.unlink()
+    with pytest.raises(InvalidConfig, match="tokenizer"):
+        Policy.load(folder)
+    if not left:
+        with pytest.raises(InvalidConfig, match=r"lacks its tokenizer: expected tokenizer\.json"):
+            load_tokenizer(str(folder))
+
+
+def test_a_long_prompt_is_nothing_to_warn_of(checkpoint: Path) -> None:
+    tokenizer = (policy := Policy.load(checkpoint, device="cpu")).tokenizer
+    tokenizer.model_max_length = 2
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert len(policy.encode("abs(x) + abs(y)", chat=False)) > 2
+    assert len(policy.encode("abs(x) + abs(y)", chat=True)) > 2
+    assert not tokenizer.deprecation_warnings  # where transformers notes that it has warned
 
 
 def test_weights_that_are_missing_give_one_line(checkpoint: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def _cut_off(sampled: dict[str, list[Completion]]) -> float:
 
 @contextmanager
 def _progress(console: Console | None, title: str, total: int | None) -> Iterator[Progress]:
-    if console is None:
+    if console is None or not console.is_terminal:  # there, rich leaves an empty line for each bar
         yield lambda done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

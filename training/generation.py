@@ -18,7 +18,8 @@ import difflib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from transformers import (
     LogitsProcessorList,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import find_adapter_config_file
+from transformers.utils import find_adapter_config_file, logging
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 
@@ -457,15 +458,14 @@ class Policy:
             memory: See `make_backend`.
 
         Raises:
-            InvalidConfig: Nothing loadable there, or an impossible dtype or device.
+            InvalidConfig: Nothing loadable there, weights or a tokenizer that are missing or do not fit, or an
+                impossible dtype or device.
         """
         where, precision = _device(device), _dtype(dtype)
         check_source(str(source))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="left")
+        tokenizer = load_tokenizer(str(source))
+        with _explained(str(source)):
             model = _load_model(str(source), precision)
-        except Exception as error:  # hub, file and parser errors share no base
-            raise InvalidConfig(_cannot_load(str(source), f"{type(error).__name__}: {error}")) from error
         generating = make_backend(model.to(where).eval(), tokenizer, backend, batch_size=batch_size, memory=memory)
         return cls(model, tokenizer, generating)
 
@@ -479,15 +479,18 @@ class Policy:
             InvalidConfig: ``chat`` without a chat template.
         """
         if not chat:
-            return self._without_eos(self.tokenizer(prompt)["input_ids"])
-        if not self.tokenizer.chat_template:
-            raise InvalidConfig(
-                "this tokenizer has no chat template, so it is no chat model: use chat=False, or set "
-                "tokenizer.chat_template"
-            )
+            # Not verbose: what is longer than the model reads is dealt with by its length, and not once but always.
+            return self._without_eos(self.tokenizer(prompt, verbose=False)["input_ids"])
+        check_template(self.tokenizer)
         messages = [{"role": "user", "content": prompt}]
         return tuple(
-            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+            self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                tokenizer_kwargs={"verbose": False},
+            )
         )
 
     def _without_eos(self, ids: list[int]) -> tuple[int, ...]:
@@ -528,17 +531,92 @@ class Policy:
         return completions
 
 
+def load_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a checkpoint folder or a model of the hub.
+
+    Raises:
+        InvalidConfig: There is none.
+    """
+    with _explained(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    # Without its files transformers makes one up, which knows the special tokens of the model type and no letter.
+    if tokenizer("a")["input_ids"] == tokenizer("b")["input_ids"]:
+        raise InvalidConfig(
+            f"{source!r} lacks its tokenizer: expected tokenizer.json, or the vocabulary files of its kind, beside the "
+            "weights; copy them from where the model comes from"
+        )
+    return tokenizer
+
+
+def check_template(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot write chats.
+
+    Raises:
+        InvalidConfig: It has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise InvalidConfig(
+            "style chat needs a tokenizer with a chat template, and the model's has none: choose the style azr, or "
+            "compact for the nano policy"
+        )
+
+
 def _load_model(source: str, dtype: torch.dtype | str) -> Any:
     """Load a causal language model; where there are adapters, load what they adapt and merge them into it."""
     if find_adapter_config_file(source) is None:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        # Sizes that do not fit are then told with the rest, not as a table on the terminal.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        _refuse_parts(source, model, found)
+        return model
     from peft import PeftConfig, PeftModel  # slow to import
 
     base = _load_model(PeftConfig.from_pretrained(source).base_model_name_or_path, dtype)
-    model = PeftModel.from_pretrained(base, source).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be zeros
+        model = PeftModel.from_pretrained(base, source).merge_and_unload()
     # Adapters that are trained on top of it name it as their base.
     model.name_or_path = model.config._name_or_path = source
     return model
+
+
+def _refuse_parts(source: str, model: Any, found: Mapping[str, Any]) -> None:
+    """Refuse a model of which a part is random; tied weights count as there when one of them is.
+
+    Raises:
+        InvalidConfig: Weights are missing from the checkpoint, or have other sizes than its configuration says.
+    """
+    missing = sorted(found["missing_keys"])
+    if missing:
+        parts = f"{len(missing)} of its {len(model.state_dict())} weights are missing, {missing[0]} among them"
+    elif found["mismatched_keys"]:
+        name, stored, expected = sorted(found["mismatched_keys"])[0]
+        parts = f"its {name} has the size {list(stored)}, where its configuration asks for {list(expected)}"
+    else:
+        return
+    raise InvalidConfig(
+        f"the model {source!r} is not whole: {parts}; get the checkpoint again, or mend model_type and sizes in its "
+        "config.json"
+    )
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Say in one line why a model or its tokenizer cannot be loaded, and nothing else meanwhile."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except SelfPlayError:
+        raise
+    except Exception as error:  # hub, file and parser errors share no base
+        raise InvalidConfig(_cannot_load(source, f"{type(error).__name__}: {error}")) from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _device(name: str) -> torch.device:

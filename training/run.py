@@ -432,4 +432,6 @@ def _quiet(folder: RunFolder) -> None:
     logging.basicConfig(filename=folder.log, level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     warnings.filterwarnings("default")
+    for kind in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+        warnings.simplefilter("ignore", kind)  # what the libraries say of each other's old names, at every step
     transformers.utils.logging.disable_progress_bar()
