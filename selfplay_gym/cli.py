@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -280,12 +281,14 @@ def pretrain(
     from selfplay_gym.training.nano import PretrainConfig, pretrain
 
     config = PretrainConfig(examples, batch_tokens, learning_rate, muon_learning_rate, hidden, layers, seed, threads)
-    output.mkdir(parents=True, exist_ok=True)  # now, rather than after an hour, if it cannot be made
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=examples)
+    progress = Progress(*columns, console=console)
+    bar = progress.add_task("", total=examples)
+    with ExitStack() as shown:
 
         def report(seen: int, loss: float, rate: float) -> None:
+            if not progress.live.is_started:  # the first step is done: an error before it stands alone
+                shown.enter_context(progress)
             progress.update(bar, completed=seen, description=f"loss {loss:.3f}  {rate:.0f} tokens/s")
 
         pretrain(config, output, report)

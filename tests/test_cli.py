@@ -714,6 +714,36 @@ def test_a_full_disk_is_one_line_and_nothing_counts_that_is_half_written(
     assert run("train", recipe, "--output", "out", *(["--resume"] if begun else [])).code == 0
 
 
+@pytest.mark.parametrize("size", [100, 5000, 100_000])
+def test_a_policy_that_does_not_fit_on_the_disk_is_not_trained_and_not_left_half_written(
+    run: Run, tmp_path: Path, size: int
+) -> None:
+    """There is room for nothing, for its settings, or for all but its weights."""
+    with full_disk(size):
+        answer = run("pretrain", "made", "--examples", "60", "--layers", "1", "--hidden", "64")
+    assert answer.code == 1
+    assert re.search(r"cannot write a checkpoint to .*made.* check the disk and its free space", answer.line)
+    assert files(tmp_path) == []
+
+
+def test_a_policy_is_not_made_over_anything(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "thesis.tex", "x")
+    assert "mine holds something already" in run("pretrain", "mine", "--examples", "60").line
+    assert "mine/thesis.tex holds something already" in run("pretrain", "mine/thesis.tex", "--examples", "60").line
+    assert files(tmp_path) == ["mine", "mine/thesis.tex"]
+
+
+def test_a_policy_that_is_interrupted_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> Iterator[Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selfplay_gym.training.nano.batches", interrupted)
+    (tmp_path / "empty").mkdir()
+    assert run("pretrain", "empty", "--examples", "60").code == cli.INTERRUPTED
+    assert files(tmp_path) == ["empty"]
+
+
 def test_a_result_that_does_not_fit_on_the_disk_leaves_the_old_file(
     run: Run, tmp_path: Path, one_sandbox: None
 ) -> None:

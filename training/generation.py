@@ -603,16 +603,24 @@ def _refuse_parts(source: str, model: Any, found: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
-    """Say in one line why a model or its tokenizer cannot be loaded, and nothing else meanwhile."""
+    """Say in one line why a model or its tokenizer cannot be loaded."""
+    try:
+        with silent():
+            yield
+    except SelfPlayError:
+        raise
+    except Exception as error:  # hub, file and parser errors share no base
+        raise InvalidConfig(_cannot_load(source, f"{type(error).__name__}: {error}")) from error
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep transformers from bars, reports and warnings around files of models."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
-    except SelfPlayError:
-        raise
-    except Exception as error:  # hub, file and parser errors share no base
-        raise InvalidConfig(_cannot_load(source, f"{type(error).__name__}: {error}")) from error
     finally:
         logging.set_verbosity(level)
         if bars:

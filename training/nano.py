@@ -13,9 +13,11 @@ import hashlib
 import json
 import math
 import random
+import shutil
 import string
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,12 +28,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from selfplay_gym import literals
-from selfplay_gym.errors import InvalidConfig
+from selfplay_gym.errors import InvalidConfig, SelfPlayError
 from selfplay_gym.tasks import nano_programs
 from selfplay_gym.tasks.abduction import Abduction
 from selfplay_gym.tasks.deduction import Deduction
 from selfplay_gym.tasks.induction import Induction
 from selfplay_gym.tasks.nano_programs import Example
+from selfplay_gym.training.generation import silent
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 MAX_POSITIONS = 384
@@ -274,15 +277,37 @@ def pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float,
 
     ``report`` is called after each step with examples seen, loss in nats a token, and tokens a second.
 
+    Nothing is there before the end, and only the whole is there then.
+
     Raises:
         InvalidConfig: ``output`` holds something already.
+        SelfPlayError: It cannot be written.
     """
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InvalidConfig(f"{output} holds something already: choose a new folder for the checkpoint")
+    with _whole(output) as part:
+        _pretrain(config, part, report)
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """Yield a folder beside ``output`` that takes its place if all goes well, and else is removed."""
+    output = output.absolute()
+    part = output.with_name(f"{output.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        part.replace(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float, float], None]) -> None:
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, config.hidden, config.layers)
+    save(model, tokenizer, output, {})  # as large as the last one: what cannot be written shows now, not in an hour
     optimizers = build_optimizers(model, config)
     started, seen, tokens = time.monotonic(), 0, 0
     for ids, labels in batches(config, tokenizer):
@@ -327,9 +352,19 @@ def _schedule(progress: float) -> float:
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, facts: dict[str, object]) -> None:
-    """Write an ordinary checkpoint and ``pretrain.json`` with the sha256 of its weights."""
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    """Write an ordinary checkpoint and ``pretrain.json`` with the sha256 of its weights.
+
+    Raises:
+        SelfPlayError: It cannot be written.
+    """
+    try:
+        with silent():
+            model.save_pretrained(output)
+            tokenizer.save_pretrained(output)
+    except Exception as error:  # safetensors and tokenizers have errors of their own for a full disk
+        raise SelfPlayError(
+            f"cannot write a checkpoint to {output} ({' '.join(str(error).split())}): check the disk and its free space"
+        ) from error
     digest = hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
     text = json.dumps({**facts, "parameters": model.num_parameters(), "sha256": digest}, indent=2)
     (output / "pretrain.json").write_text(text + "\n", encoding="utf-8")
