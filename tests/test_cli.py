@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ import typer
 
 from selfplay_gym import __version__, cli, registry
 from selfplay_gym.archive import Archive
+from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.training.nano import build_model, build_tokenizer
 
@@ -410,7 +412,7 @@ def broken_models(folder: Path) -> dict[str, str]:
         "empty": "a folder without config.json that holds nothing",
         "other": "a folder without config.json that holds notes.txt",
         "garbage": "cannot load a model from 'garbage'",
-        "no_weights": "cannot load a model from 'no_weights'",
+        "no_weights": "'no_weights' lacks its tokenizer",
         "file.bin": "a file",
         "./nowhere": "the path of no folder",
         "somebody/no-such-model": "cannot load a model from 'somebody/no-such-model'",
@@ -541,6 +543,35 @@ def test_a_model_that_does_not_load_leaves_no_run_folder(run: Run, tmp_path: Pat
     assert answer.code == 1
     assert f"cannot load a model from '{tmp_path / 'garbage'}'" in answer.line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_tokenizer_starts_no_run(run: Run, tmp_path: Path, recipe: Path, tiny_policy: Path) -> None:
+    shutil.copytree(tiny_policy, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    answer = run("train", recipe, "--output", "out", "--set", "model=mute")
+    assert answer.code == 1
+    assert "mute' lacks its tokenizer" in answer.line
+    assert "lacks its tokenizer" in run("eval", "mute", "--suite", "nano").line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_knows_no_chats_starts_no_run_of_them(run: Run, tmp_path: Path, recipe: Path) -> None:
+    answer = run("train", recipe, "--output", "out", "--set", "style=chat")
+    assert answer.code == 1
+    assert "style chat needs a tokenizer with a chat template" in answer.line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_host_without_a_sandbox_starts_no_run(
+    run: Run, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**settings: object) -> SandboxExecutor:
+        raise ExecutorError("no sandbox can be built here")
+
+    monkeypatch.setattr(registry.executors, "load", lambda name: refused)
+    answer = run("train", recipe, "--output", "out")
+    assert answer.code == 1
+    assert "no sandbox can be built here" in answer.line
+    assert files(tmp_path) == ["tiny.yaml"]
 
 
 @pytest.fixture

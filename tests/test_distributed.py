@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from selfplay_gym.errors import RunFolderError, SelfPlayError
+from selfplay_gym.errors import InvalidConfig, RunFolderError, SelfPlayError
 from selfplay_gym.training import distributed, launch
 from selfplay_gym.training.config import RunConfig, dump
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
@@ -156,6 +157,7 @@ def test_a_run_keeps_its_number_of_processes_on_another_machine(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(run, "check", lambda config: None)
+    monkeypatch.setattr(run, "check_start", lambda config: None)
     monkeypatch.setattr(run, "run_rank", lambda *arguments, **named: 0)
     monkeypatch.setattr(launch, "_followers", no_followers)
     monkeypatch.setattr(launch, "_default_processes", lambda: 3)
@@ -177,6 +179,21 @@ def test_a_run_keeps_its_number_of_processes_on_another_machine(
     launch.train("nano", [], folder.path, resume=True, console=console)
     assert folder.stored_config().processes == 5
     assert used == [3, 3, 3, 5]
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(0, "3, the cores"), (4, "4, the GPUs")])
+def test_no_more_processes_are_started_than_can_work(
+    gpus: int, most: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(InvalidConfig, match=f"processes must be at most {most} that this run may use, got 1000"):
+        launch.launch(RunConfig(processes=1000), folder, resume=False, console=Console(quiet=True))
+    assert not folder.path.exists()
+    allowed = gpus or 3
+    assert launch._processes(RunConfig(processes=allowed), folder, resume=False) == allowed
 
 
 # -- two processes that exchange things --------------------------------------------------------------------------------

@@ -265,7 +265,9 @@ class RunConfig(_Section):
     mismatch: Mismatch = Field(Mismatch(), description="the sampler against the trainer")
     capacity: int | None = Field(None, ge=1, description="live tasks a family; null: all")
     evict: Evict = Field("oldest", description="which tasks go beyond the capacity")
-    processes: int | None = Field(None, ge=1, description="one a core on CPU unless said otherwise")
+    processes: int | None = Field(
+        None, ge=1, description="null: one a core on CPU, up to 8; one on GPUs"
+    )
     save_steps: int = Field(10, ge=1, description="steps from checkpoint to checkpoint")
     keep_checkpoints: int = Field(2, ge=2, description="one may be cut off while it is written")
     report_to: tuple[str, ...] = Field((), description="trackers, as transformers names them")

@@ -61,7 +61,7 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
     """
     # Late: torch reads the thread counts from the environment when it is imported.
     from selfplay_gym.training import vllm
-    from selfplay_gym.training.run import check, run_rank
+    from selfplay_gym.training.run import check, check_start, run_rank
 
     if os.environ.get("RANK", "0") != "0":
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,7 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
     config = config.model_copy(update={"processes": _processes(config, folder, resume=resume)})
     if not resume and not (folder.path / LOCK).exists():
         folder.refuse_if_taken()  # before a lock is left in somebody's folder
+    check_start(config)
     with RunLock(folder.path):
         # Before there are followers, which read the settings from the folder.
         if resume:
@@ -172,7 +173,23 @@ def _processes(config: RunConfig, folder: RunFolder, *, resume: bool) -> int:
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     stored = folder.stored_config().processes if resume else None
+    if config.processes and not resume:
+        _refuse_too_many(config.processes)
     return config.processes or stored or _default_processes()
+
+
+def _refuse_too_many(processes: int) -> None:
+    """Refuse processes that would only wait for each other.
+
+    Raises:
+        InvalidConfig: There are more than GPUs, or than cores where there is no GPU.
+    """
+    import torch
+
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    most, what = (gpus, "GPUs") if gpus else (cores, "cores")
+    if processes > most:
+        raise InvalidConfig(f"processes must be at most {most}, the {what} that this run may use, got {processes}")
 
 
 def _default_processes() -> int:

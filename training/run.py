@@ -37,7 +37,7 @@ from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.evaluate import NANO_POLICY, positions
 from selfplay_gym.training.folder import RunFolder, contents
-from selfplay_gym.training.generation import BACKENDS, Policy, check_source
+from selfplay_gym.training.generation import BACKENDS, Policy, check_source, check_template, load_tokenizer
 from selfplay_gym.training.live import LiveTable
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.trainer import Rollout, build_trainer
@@ -90,6 +90,20 @@ def check(config: RunConfig) -> None:
             raise InvalidConfig(f"report_to: the tracker {name!r} is not installed; install it or leave it out")
     check_source(source(config))
     _check_positions(config)
+
+
+def check_start(config: RunConfig) -> None:
+    """Try what a run cannot do without, before a folder is made or a process started.
+
+    Raises:
+        InvalidConfig: The model has no tokenizer, or none that writes chats where the style is chat.
+        ExecutorError: No sandbox can be built here.
+    """
+    tokenizer = load_tokenizer(source(config))
+    if config.style == "chat":
+        check_template(tokenizer)
+    with executors.load("sandbox")():
+        pass
 
 
 def _check_positions(config: RunConfig) -> None:
