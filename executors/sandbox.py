@@ -147,7 +147,10 @@ def _accepted_tiers(tier: Tier | str | None, allow_process_only: bool) -> list[T
         raise ExecutorError(f"tier must be one of {', '.join(Tier)}, got {tier!r}")
     tier = None if tier is None else Tier(tier)
     if tier is Tier.PROCESS_ONLY and not allow_process_only:
-        raise ExecutorError("tier process_only does not stop attacks; pass allow_process_only=True to accept that")
+        raise ExecutorError(
+            "tier process_only does not stop attacks; accept that with allow_process_only=True, on the command line "
+            "with --allow-process-only"
+        )
     if tier is not None:
         return [tier]
     return [Tier.FULL, Tier.FILTER_ONLY] + ([Tier.PROCESS_ONLY] if allow_process_only else [])

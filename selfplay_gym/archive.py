@@ -743,7 +743,9 @@ def _check_header(path: Path, *, may_be_new: bool) -> None:
         return
     if header[:16] != b"SQLite format 3\0" or _number(header, 68, 72) != APPLICATION_ID:
         found = "a truncated or foreign file" if header else "an empty file"
-        raise InvalidData(f"{path}: expected an archive of selfplay-gym, found {found}; name another path")
+        raise InvalidData(
+            f"{path}: expected an archive of selfplay-gym, found {found}; check the path, or restore it from a copy"
+        )
     if (version := _number(header, 60, 64)) != SCHEMA_VERSION:
         raise InvalidData(_version_message(str(path), version))
     # 65536 bytes a page, the one size that does not fit its two bytes, is never ours

@@ -70,13 +70,14 @@ def common(
 @app.command()
 def train(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RECIPE",
-            help="A shipped recipe (`list recipes`; `recipe NAME` explains it) or a .yaml file; not looked at with "
-            "--resume.",
+            show_default="nano",
+            help="A shipped recipe (`list recipes`; `recipe NAME` explains it) or a .yaml file; with --resume only "
+            "compared with what the run was started with.",
         ),
-    ] = "nano",
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -249,8 +250,7 @@ def doctor(as_json: JsonFlag = False) -> None:
         return
     for line in lines:
         typer.echo(line)
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    processes = f"one process a core on CPU, up to 8, with {threads} thread each"
+    processes = f"one process a core on CPU, up to 8, with {_threads()} each"
     typer.echo(f"cores {facts['cores']}: training starts {processes}")
     for name, version in facts["training"].items():
         typer.echo(f"{name} {version or 'is not installed: pip install selfplay-gym[train]'}")
@@ -429,6 +429,14 @@ def _prepare_torch() -> None:
     missing = [name for name, version in _installed("torch", "transformers", "trl").items() if version is None]
     if missing:
         raise SelfPlayError(f"{', '.join(missing)} not installed; this command needs: pip install selfplay-gym[train]")
+
+
+def _threads() -> str:
+    """Say how many threads a process of training has."""
+    stated = os.environ.get("OMP_NUM_THREADS", "1")
+    if not stated.isdecimal() or not int(stated):
+        return f"as many threads as torch likes (OMP_NUM_THREADS={inert(stated)!r} is no number of threads: unset it)"
+    return "1 thread" if int(stated) == 1 else f"{int(stated)} threads"
 
 
 def _installed(*names: str) -> dict[str, str | None]:

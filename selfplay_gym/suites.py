@@ -255,7 +255,11 @@ def _read(path: Path) -> bytes:
 def _unpacked(data: bytes, name: str) -> bytes:
     if not name.endswith(".gz"):
         return data
+    if not data.startswith(b"\x1f\x8b"):  # RFC 1952, section 2.3.1
+        raise InvalidData(f"{name}: not a gzip file, though its name ends in .gz: unpack it, or give it another name")
     try:
         return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidData(f"{name}: not a gzip file: {error}") from None
+    except EOFError:
+        raise InvalidData(f"{name}: a gzip file that was cut off: fetch it again") from None
+    except (OSError, zlib.error) as error:
+        raise InvalidData(f"{name}: a damaged gzip file ({error}): fetch it again") from None

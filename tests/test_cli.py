@@ -174,7 +174,7 @@ def test_help_reads_without_a_terminal(run: Run, command: str) -> None:
 
 
 def test_defaults_stand_in_the_help(run: Run) -> None:
-    assert "[default: nano]" in run("train", "-h").out
+    assert "[default: (nano)]" in run("train", "-h").out
     assert "[default: 1.0]" in run("exec", "-h").out
 
 
@@ -235,6 +235,31 @@ def test_doctor_prints_one_json_object(run: Run) -> None:
     facts = json.loads(answer.out)
     assert (answer.code, answer.err) == (0, "")
     assert {"tier", "walls", "workers", "refused", "cores", "training"} <= facts.keys()
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        (None, "with 1 thread each"),
+        ("3", "with 3 threads each"),
+        ("abc", "OMP_NUM_THREADS='abc' is no number"),
+        ("0", "'0'"),
+    ],
+)
+def test_doctor_tells_the_threads(
+    run: Run, one_sandbox: None, monkeypatch: pytest.MonkeyPatch, stated: str | None, said: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    assert said in run("doctor").out
+
+
+def test_the_weakest_tier_is_accepted_by_an_option_that_there_is(run: Run, tmp_path: Path) -> None:
+    program = write(tmp_path / "p.py", DOUBLE)
+    said = run("exec", program, "--input", "2", "--tier", "process_only").line
+    assert "--allow-process-only" in said
+    assert run("exec", program, "--input", "2", "--tier", "process_only", "--allow-process-only").code == 0
 
 
 def test_doctor_tells_people_the_tier_and_the_walls(run: Run) -> None:
@@ -650,6 +675,26 @@ def test_another_runs_state_is_refused(run: Run, tmp_path: Path, recipe: Path) -
     assert sorted({*before, ".lock"}) == files(tmp_path / "out")
 
 
+def test_a_recipe_named_for_resuming_must_be_that_of_the_run(run: Run, tmp_path: Path, recipe: Path) -> None:
+    new_run(tmp_path / "out", recipe)
+    answer = run("train", "nano", "--resume", "--output", "out")
+    assert answer.code == 1
+    assert "out holds a run of another recipe than nano: its model is " in answer.line
+    assert "leave the recipe out" in answer.line
+    answer = run("train", recipe, "--resume", "--output", "out", "--set", "seed=5")
+    assert "seed is 0, not 5" in answer.line
+    assert files(tmp_path / "out") == files(new_run(tmp_path / "same", recipe))
+
+
+def test_a_run_whose_rate_falls_says_why_it_ends(run: Run, tmp_path: Path, recipe: Path) -> None:
+    write(tmp_path / "falling.yaml", recipe.read_text() + "update: {schedule: linear}\n")
+    new_run(tmp_path / "out", tmp_path / "falling.yaml")
+    answer = run("train", "--resume", "--output", "out", "--set", "steps=3")
+    assert answer.code == 1
+    assert "out cannot be resumed with steps=3: its learning rate falls to 0 at step 2" in answer.line
+    assert "--set model=out/model" in answer.line
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "other database"])
 def test_a_damaged_archive_is_refused_and_left_as_it_is(
     run: Run, tmp_path: Path, recipe: Path, here: None, damage: str
@@ -668,6 +713,7 @@ def test_a_damaged_archive_is_refused_and_left_as_it_is(
     answer = run("train", "--resume", "--output", "out")
     assert answer.code == 1
     assert "archive.sqlite: expected " in answer.line
+    assert "restore it from a copy" in answer.line
     assert archive.read_bytes() == before
 
 

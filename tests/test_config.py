@@ -209,6 +209,14 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         settings.steps = 5  # type: ignore[misc]
 
 
+def test_a_mistake_is_told_where_it_was_made(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("stes: 3\n")
+    with pytest.raises(InvalidConfig, match=r"^--set: no setting 'stes'; did you mean .*'steps'"):
+        config.load("nano", ["stes=3"])
+    with pytest.raises(InvalidConfig, match=r"wrong\.yaml: no setting 'stes'"):
+        config.load(str(tmp_path / "wrong.yaml"), ["seed=3"])
+
+
 def test_a_temperature_stands_for_both_roles_or_there_are_two() -> None:
     def temperatures(*overrides: str) -> tuple[float, float]:
         found = config.load("nano", list(overrides)).play.temperature

@@ -104,7 +104,7 @@ def test_a_follower_whose_starter_is_gone_ends_at_once(tmp_path: Path) -> None:
 def test_under_a_launcher_the_folder_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SelfPlayError, match="--output"):
-        launch.train("nano", [], None, resume=False, console=None)  # type: ignore[arg-type]
+        launch.train(None, [], None, resume=False, console=None)  # type: ignore[arg-type]
 
 
 def test_a_failed_run_ends_its_followers_and_names_the_one_that_died(
@@ -166,17 +166,17 @@ def test_a_run_keeps_its_number_of_processes_on_another_machine(
     launch.launch(RunConfig(), folder, resume=False, console=console)
     assert folder.stored_config().processes == 3
     monkeypatch.setattr(launch, "_default_processes", lambda: 5)
-    launch.train("nano", ["save_steps=7"], folder.path, resume=True, console=console)
+    launch.train(None, ["save_steps=7"], folder.path, resume=True, console=console)
     launch.launch(RunConfig(), folder, resume=True, console=console)
     assert folder.stored_config().processes == 3
     with pytest.raises(RunFolderError, match="its processes is 3, not 2"):
-        launch.train("nano", ["processes=2"], folder.path, resume=True, console=console)
+        launch.train(None, ["processes=2"], folder.path, resume=True, console=console)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(RunFolderError, match="its processes is 3, not 4"):
-        launch.train("nano", [], folder.path, resume=True, console=console)
+        launch.train(None, [], folder.path, resume=True, console=console)
     monkeypatch.delenv("WORLD_SIZE")
     (folder.path / "config.yaml").write_text(dump(RunConfig()))  # as earlier versions wrote it
-    launch.train("nano", [], folder.path, resume=True, console=console)
+    launch.train(None, [], folder.path, resume=True, console=console)
     assert folder.stored_config().processes == 5
     assert used == [3, 3, 3, 5]
 

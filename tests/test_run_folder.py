@@ -316,5 +316,5 @@ def test_a_run_whose_rate_falls_to_its_last_step_keeps_its_number_of_steps(tmp_p
     config = parse({"steps": 5, "update": {"schedule": "linear"}}, "test")
     folder = RunFolder(tmp_path / "run")
     folder.prepare(config)
-    with pytest.raises(RunFolderError, match="its steps is 5, not 6"):
+    with pytest.raises(RunFolderError, match="with steps=6: its learning rate falls to 0 at step 5"):
         folder.resume(parse({"steps": 6, "update": {"schedule": "linear"}}, "test"))

@@ -268,10 +268,17 @@ def test_a_broken_line_is_named(executor: SandboxExecutor, tmp_path: Path, data:
         load(executor, "cruxeval", folder=tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(GOOD)[:-9]])
-def test_a_broken_gzip_file_is_named(executor: SandboxExecutor, tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"no gzip", "not a gzip file, though its name ends in .gz"),
+        (gzip.compress(GOOD)[:-9], "a gzip file that was cut off: fetch it again"),
+        (gzip.compress(GOOD)[:-8] + bytes(8), "a damaged gzip file .*: fetch it again"),
+    ],
+)
+def test_a_broken_gzip_file_is_named(executor: SandboxExecutor, tmp_path: Path, data: bytes, said: str) -> None:
     (tmp_path / "cruxeval.jsonl.gz").write_bytes(data)
-    with pytest.raises(InvalidData, match="not a gzip file"):
+    with pytest.raises(InvalidData, match=rf"cruxeval\.jsonl\.gz: {said}"):
         load(executor, "cruxeval", folder=tmp_path)
 
 

@@ -265,9 +265,7 @@ class RunConfig(_Section):
     mismatch: Mismatch = Field(Mismatch(), description="the sampler against the trainer")
     capacity: int | None = Field(None, ge=1, description="live tasks a family; null: all")
     evict: Evict = Field("oldest", description="which tasks go beyond the capacity")
-    processes: int | None = Field(
-        None, ge=1, description="null: one a core on CPU, up to 8; one on GPUs"
-    )
+    processes: int | None = Field(None, ge=1, description="null: one a core on CPU, up to 8; one on GPUs")
     save_steps: int = Field(10, ge=1, description="steps from checkpoint to checkpoint")
     keep_checkpoints: int = Field(2, ge=2, description="one may be cut off while it is written")
     report_to: tuple[str, ...] = Field((), description="trackers, as transformers names them")
@@ -338,9 +336,12 @@ def load(recipe: str, overrides: list[str]) -> RunConfig:
         UnknownId: No such recipe.
     """
     settings = _read(recipe)
+    if not overrides:
+        return parse(settings, recipe)
+    source = "--set" if _possible(settings) else recipe
     for text in overrides:
         _put(settings, text)
-    return parse(settings, recipe)
+    return parse(settings, source)
 
 
 def override(config: RunConfig, overrides: list[str]) -> RunConfig:
@@ -357,6 +358,14 @@ def parse(settings: dict[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         raise InvalidConfig(f"{source}: {_explain(error)}") from None
+
+
+def _possible(settings: dict[str, Any]) -> bool:
+    try:
+        RunConfig.model_validate(settings)
+    except ValidationError:
+        return False
+    return True
 
 
 def recipes() -> list[str]:

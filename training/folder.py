@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +123,14 @@ class RunFolder:
         free = FREE if config.update.schedule == "constant" else FREE - {"steps"}
         if stored["processes"] is None:  # a run of an earlier version, which left the number to the machine
             free |= {"processes"}
-        if changed := [key for key in asked if key not in free and stored[key] != asked[key]]:
+        if changed := _changed(stored, asked, free):
             key = changed[0]
+            if changed == ["steps"]:
+                raise RunFolderError(
+                    f"{self.path} cannot be resumed with steps={config.steps}: its learning rate falls to 0 at step "
+                    f"{stored['steps']}, where it ends (update.schedule); train on from what it made in another run, "
+                    f"with --set model={self.model}"
+                )
             raise RunFolderError(
                 f"{self.path} holds another run: its {key} is {stored[key]!r}, not {asked[key]!r}; resume it without "
                 "these settings, or choose another --output"
@@ -144,6 +150,20 @@ class RunFolder:
             if written.isdecimal() and int(written) > step:
                 file.unlink()
         return step
+
+    def refuse_other(self, config: RunConfig, recipe: str) -> None:
+        """Refuse a recipe that is named for resuming and is not the run's.
+
+        Raises:
+            RunFolderError: It has other settings, those aside that may change.
+        """
+        stored, asked = self.stored_config().model_dump(mode="json"), config.model_dump(mode="json")
+        if changed := _changed(stored, asked, FREE | {"processes"}):  # whose number `resume` looks at
+            key = changed[0]
+            raise RunFolderError(
+                f"{self.path} holds a run of another recipe than {recipe}: its {key} is {stored[key]!r}, not "
+                f"{asked[key]!r}; leave the recipe out, since --resume keeps the run's settings"
+            )
 
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint at a step."""
@@ -266,6 +286,11 @@ def contents(archive: Archive) -> dict[str, Any]:
         "rejections": sum(numbers.rejections.values()),
         "last_task": last.task.key if last else None,
     }
+
+
+def _changed(stored: Mapping[str, Any], asked: Mapping[str, Any], free: Set[str]) -> list[str]:
+    """Return the settings that differ and may not."""
+    return [key for key in asked if key not in free and stored[key] != asked[key]]
 
 
 def _said(facts: Mapping[str, Any]) -> str:

@@ -31,10 +31,12 @@ RUNS = Path("runs")
 """Where runs go that are not told otherwise."""
 
 
-def train(recipe: str, overrides: list[str] | None, output: Path | None, *, resume: bool, console: Console) -> int:
-    """Start or resume a run; return the exit code.
+def train(
+    recipe: str | None, overrides: list[str] | None, output: Path | None, *, resume: bool, console: Console
+) -> int:
+    """Start a run of a recipe, by default nano, or resume one; return the exit code.
 
-    A resumed run keeps the settings it was started with, whatever the recipe says by now.
+    A resumed run keeps the settings it was started with. A recipe that is named all the same must have them, too.
 
     Raises:
         SelfPlayError: Whatever went wrong, as one line.
@@ -44,10 +46,13 @@ def train(recipe: str, overrides: list[str] | None, output: Path | None, *, resu
             "started by torchrun or accelerate, every process must be told the same folder: --output DIR"
         )
     if not resume:
+        recipe = recipe or "nano"
         config = load(recipe, overrides or [])
         return launch(config, RunFolder(output or next_output(RUNS, Path(recipe).stem)), resume=False, console=console)
     folder = RunFolder(output or latest_output(RUNS))
     config = override(folder.stored_config(), overrides or [])
+    if recipe is not None:
+        folder.refuse_other(load(recipe, overrides or []), recipe)
     return launch(config, folder, resume=True, console=console)
 
 
