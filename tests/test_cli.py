@@ -619,6 +619,34 @@ def test_the_log_of_a_run_holds_no_warnings_of_old_names(tmp_path: Path, recipe:
     assert "Warning" not in (tmp_path / "out" / "log.txt").read_text()
 
 
+def test_a_run_holds_no_model_cards_with_blanks(run: Run, tmp_path: Path, recipe: Path, here: None) -> None:
+    assert run("train", recipe, "--output", "out").code == 0
+    assert (tmp_path / "out" / "checkpoints" / "checkpoint-2" / "model.safetensors").exists()
+    assert not [name for name in files(tmp_path / "out") if name.endswith("README.md")]
+
+
+def test_a_family_that_admits_nothing_for_long_is_warned_of_once(
+    run: Run, recipe: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfplay_gym.training.watch import Droughts
+
+    monkeypatch.setattr(Droughts, "LONG", 2)  # the policy's weights are random, and so are its proposals
+    shown = run("train", recipe, "--output", "out", "--set", "steps=3").out
+    assert shown.count("has admitted no task") == 1
+    assert "warning: step 2: deduction has admitted no task for 2 steps (rejected most in this one: " in shown
+
+
+def test_droughts_end_with_a_task() -> None:
+    from selfplay_gym.training.watch import Droughts
+
+    droughts = Droughts(["deduction", "error"])
+    nothing = {"propose/deduction/admitted": 0.5, "propose/error/admitted": 0.0}
+    found = [droughts.saw(nothing) for _ in range(Droughts.LONG)]
+    assert found == [[]] * (Droughts.LONG - 1) + [["error"]]
+    assert droughts.saw({**nothing, "propose/error/admitted": 0.25}) == []
+    assert [droughts.saw(nothing) for _ in range(Droughts.LONG)][-1] == ["error"]
+
+
 def test_a_folder_with_other_files_is_refused_and_left_as_it_is(
     run: Run, tmp_path: Path, recipe: Path, tiny_policy: Path
 ) -> None:

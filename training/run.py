@@ -41,7 +41,7 @@ from selfplay_gym.training.generation import BACKENDS, Policy, check_source, che
 from selfplay_gym.training.live import LiveTable
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.trainer import Rollout, build_trainer
-from selfplay_gym.training.watch import StepWatch
+from selfplay_gym.training.watch import Droughts, StepWatch
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped and can be resumed."""
@@ -261,6 +261,7 @@ class Leader:
                 self.archive.rewind(self.start)
             self.suites = holdout.load(self.executor, self.config.style)  # kept out of training even if not measured
             self.game = self._game()
+            self._droughts = Droughts(self.game.referee.proposing)
             self._interrupted = stack.enter_context(_interruptible(self.console))
             self.live = LiveTable(self.console, self.config.steps, tuple(self.game.referee.proposing))
             self._stack = stack.pop_all()
@@ -363,6 +364,7 @@ class Leader:
         self.folder.append_metrics(record)
         self.live.show(record)
         self._alarm(step, record)
+        self._warn_of_droughts(step, record)
 
     def _alarm(self, step: int, record: Mapping[str, float]) -> None:
         """Warn of a mismatch between sampler and trainer, once until it is gone again."""
@@ -374,9 +376,23 @@ class Leader:
                 f"{record['mismatch/max']:.3g}, KL {record['mismatch/kl']:.2g}), above mismatch.alarm = {limit:g}: the "
                 "update takes them for the same; check precision, temperature and that weights are handed over"
             )
-            logging.getLogger(__name__).warning(line)
-            self.console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
+            self._warn(line)
         self._apart = apart
+
+    def _warn_of_droughts(self, step: int, record: Mapping[str, float]) -> None:
+        """Warn of a family that has admitted no task for long, once until it admits one again."""
+        for family in self._droughts.saw(record):
+            refused = [name for name in record if name.startswith("rejected/")]
+            common = max(refused, key=lambda name: record[name], default="rejected/none").removeprefix("rejected/")
+            self._warn(
+                f"step {step}: {family} has admitted no task for {Droughts.LONG} steps (rejected most in this one: "
+                f"{common}), so that nothing new is solved there: read {self.folder.path / 'completions'}, and start "
+                "from a policy that writes proposals, with shorter prompts or with fewer checks"
+            )
+
+    def _warn(self, line: str) -> None:
+        logging.getLogger(__name__).warning(line)
+        self.console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
 
     def should_stop(self) -> bool:
         """Whether the user asked to stop."""

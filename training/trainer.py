@@ -175,9 +175,11 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
             self.observer.after_update(state.global_step, {name: float(logs[name]) for name in KEPT if name in logs})
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint once every rank has written its part."""
+        """Mark the checkpoint once every rank has written its part, and leave out the model cards."""
         self.ranks.wait()
         if self.ranks.is_main:
+            for card in self.folder.checkpoints.rglob("README.md"):  # TRL's, with blanks for what a run is
+                card.unlink()
             mark = self.folder.checkpoint(state.global_step) / COMPLETE
             facts = {
                 "step": state.global_step,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,28 @@ class StepWatch:
         lines = [len(task.program.strip().splitlines()) - 2 for task in admitted]
         if lines:  # no task has no length, not length 0
             self.metrics["tasks/body_lines"] = sum(lines) / len(lines)
+
+
+class Droughts:
+    """Counts for how many steps each family has admitted no task."""
+
+    LONG = 10
+    """Steps after which that is worth a warning."""
+
+    def __init__(self, families: Iterable[str]) -> None:
+        self.steps = dict.fromkeys(families, 0)
+
+    def saw(self, metrics: Mapping[str, float]) -> list[str]:
+        """Take in a step's metrics; return the families whose drought has just become long.
+
+        >>> droughts = Droughts(["deduction"])
+        >>> [droughts.saw({}) for _ in range(11)][-3:]
+        [[], ['deduction'], []]
+        """
+        for family in self.steps:
+            admitted = metrics.get(f"propose/{family}/admitted", 0.0)
+            self.steps[family] = 0 if admitted else self.steps[family] + 1
+        return [family for family, steps in self.steps.items() if steps == self.LONG]
 
 
 def _share(flags: Sequence[bool]) -> float:
