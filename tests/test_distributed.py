@@ -188,6 +188,7 @@ def test_no_more_processes_are_started_than_can_work(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "_followers", None)  # where a thousand would be started
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(InvalidConfig, match=f"processes must be at most {most} that this run may use, got 1000"):
         launch.launch(RunConfig(processes=1000), folder, resume=False, console=Console(quiet=True))
