@@ -282,5 +282,5 @@ def test_chat_models_get_their_template_and_base_models_plain_text(
 
 
 def test_a_base_model_is_refused_the_chat_style(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="this tokenizer has no chat template"):
+    with pytest.raises(InvalidConfig, match="style chat needs a tokenizer with a chat template"):
         play(tmp_path / "run", settings(base, style="chat", steps=1))
