@@ -309,7 +309,7 @@ def test_impossible_requests_are_refused(settings: dict[str, Any], message: str)
 
 
 def continuous(model: Any) -> ContinuousBackend:
-    return ContinuousBackend(model, FakeTokenizer(), memory=0.05)
+    return ContinuousBackend(model, FakeTokenizer(), memory=0.02)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

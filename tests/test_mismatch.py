@@ -158,6 +158,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "recipe.yaml", tiny_policy(tmp_path_factory.getbasetemp()), steps=2)
 
 
+@pytest.mark.slow
 def test_a_run_above_its_limit_warns_once(recipe: Path, tmp_path: Path) -> None:
     # Rounding alone is above this limit.
     ended = train(recipe, "--output", tmp_path / "run", "--set", "mismatch.alarm=1e-12")

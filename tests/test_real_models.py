@@ -42,7 +42,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base") / request.param, request.param)
 
@@ -135,6 +135,7 @@ def test_adapters_are_loaded_from_anywhere_on_their_base(
     assert len(report.results) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted")
 def test_adapters_can_be_trained_on_top_of_adapters(base: Path, tmp_path: Path) -> None:
     first, second = (RunFolder(tmp_path / name).model for name in ("first", "second"))
@@ -233,6 +234,7 @@ def test_bf16_rounds_the_products_and_leaves_the_weights(architecture: str, tmp_
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_long_rows_are_learned_from_like_short_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     ids = tuple(rng.randrange(256) for _ in range(1024))

@@ -164,6 +164,7 @@ def test_a_slow_server_is_waited_for_no_longer_than_told(policy: Policy, client:
     over.set()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_overloaded_or_hangs_up_is_asked_again(
     backend: VLLMBackend, policy: Policy, server: VLLMServer
 ) -> None:
