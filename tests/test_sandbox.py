@@ -603,3 +603,19 @@ def test_what_is_no_list_of_jobs_is_refused_with_the_pool_left_healthy(executor,
     with pytest.raises(ExecutorError, match=re.escape(says)):
         executor.run(jobs)
     assert one(executor, DOUBLE, "2").value == "4"
+
+
+def cores_of(executor) -> list[set[int]]:
+    return [os.sched_getaffinity(process) for leader in sessions(executor) for process in processes_of(leader)]
+
+
+def test_with_a_worker_for_each_core_each_keeps_to_its_own_also_after_one_died():
+    cores = os.sched_getaffinity(0)
+    with SandboxExecutor(workers=len(cores), cache_bytes=0) as executor:
+        executor.run([job(DOUBLE, str(number)) for number in range(200)])
+        for _ in range(2):
+            assert {frozenset(found) for found in cores_of(executor)} == {frozenset((core,)) for core in cores}
+            executor._pool.servers["A"][0].kill()
+            assert one(executor, DOUBLE, "2").value == "4"
+    with SandboxExecutor(workers=len(cores) + 1, cache_bytes=0) as executor:
+        assert all(found == cores for found in cores_of(executor))
