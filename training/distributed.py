@@ -63,11 +63,6 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
-    def part(self) -> None:
-        """Let go of the others. Threads that still talk to them when the interpreter ends would abort the process."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
 
 def _interleave(parts: Sequence[Sequence[T]]) -> list[T]:
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]

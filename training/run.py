@@ -147,7 +147,6 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
                 policy.model.config.save_pretrained(folder.model)
         _sync(policy)
         part.finish()
-    ranks.part()
     return 0
 
 
