@@ -138,8 +138,8 @@ class Snapshot:
         self._last_changed = b""
         self._plans: list[_Plan] = []
         self._restores = self._pages = 0
-        # Buffers that the kernel reads and writes.
         self._top = 0  # of all memory that there could be
+        # Buffers that the kernel reads and writes.
         self._request = ctypes.create_string_buffer(96)
         self._ranges = ctypes.create_string_buffer(24 * _MOST_RANGES)
         self._signal_mask = ctypes.create_string_buffer(8)
@@ -304,10 +304,11 @@ class Snapshot:
         for at in range(start, end, _CHUNK):
             size = min(_CHUNK, end - at)
             mine, other = (os.pread(memory, size, at) for memory in (self._own_memory, self._twin_memory))
+            alike = mine == other
             for offset in range(0, size, _PAGE):
                 place = mapping.copy + at + offset - mapping.start
                 page = mine[offset : offset + _PAGE]
-                same = mine == other or page == other[offset : offset + _PAGE]
+                same = alike or page == other[offset : offset + _PAGE]
                 self._copied[(place - self._memory[0]) // _PAGE] = not same
                 if not same:
                     ctypes.memmove(place, page, _PAGE)

@@ -266,6 +266,12 @@ def grows_the_stack():
     (start,) = [int(line.partition("-")[0], 16) for line in open("/proc/self/maps") if "[stack]" in line]
     libc.munmap(page, ctypes.c_size_t(size))
     ctypes.memset(start - size, 7, 1)
+file = os.memfd_create("constant")
+os.write(file, b"x" * size)
+shared = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)  # shared, and not to be written: the kernel watches no such memory
+constant = libc.mmap(None, ctypes.c_size_t(size), 1, 1, shared, ctypes.c_long(0))
+def replaces_what_is_not_watched():
+    assert libc.mmap(ctypes.c_void_p(constant), ctypes.c_size_t(size), 1, 0x32, -1, ctypes.c_long(0)) == constant
 def moves_to(address):
     libc.munmap(page, ctypes.c_size_t(size))
     place = ctypes.c_void_p(address)
@@ -317,6 +323,7 @@ for process in (child, twin):
         ("nothing", "put back"),
         ("writes", "put back"),
         ("moves", "there is new memory"),
+        ("replaces_what_is_not_watched", "memory was replaced"),
         ("moves_below_all", "there is new memory"),
         ("moves_above_all", "there is new memory"),
         ("grows_the_stack", "there was nothing before"),
