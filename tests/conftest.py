@@ -48,3 +48,16 @@ def fake() -> Callable[[Callable[[str, str], Execution]], FakeExecutor]:
 def echo() -> FakeExecutor:
     """An executor for which every program returns its argument."""
     return FakeExecutor(lambda program, text: Execution(Status.OK, text))
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have torch use one thread, and TRL say nothing of what is experimental."""
+    import torch  # the tests of the environments and the sandbox need none
+
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

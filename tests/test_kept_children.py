@@ -268,7 +268,7 @@ def grows_the_stack():
     ctypes.memset(start - size, 7, 1)
 file = os.memfd_create("constant")
 os.write(file, b"x" * size)
-shared = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)  # shared, and not to be written: the kernel watches no such memory
+shared = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)  # mapped shared and constant: not to be watched
 constant = libc.mmap(None, ctypes.c_size_t(size), 1, 1, shared, ctypes.c_long(0))
 def replaces_what_is_not_watched():
     assert libc.mmap(ctypes.c_void_p(constant), ctypes.c_size_t(size), 1, 0x32, -1, ctypes.c_long(0)) == constant
