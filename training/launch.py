@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -70,7 +71,7 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
 
     if os.environ.get("RANK", "0") != "0":
         folder.path.mkdir(parents=True, exist_ok=True)
-        return run_rank(config, folder, resume=resume, console=Console(quiet=True))
+        _leave(run_rank(config, folder, resume=resume, console=Console(quiet=True)))
     check(config)
     vllm.check(config)
     config = config.model_copy(update={"processes": _processes(config, folder, resume=resume)})
@@ -227,6 +228,18 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
+def _leave(code: int) -> NoReturn:
+    """End a follower at once, without ending its interpreter first.
+
+    A thread of gloo lets go of the last tensors exchanged a moment after their exchange. Where the interpreter is
+    being ended by then, that thread aborts the process; and `destroy_process_group` waits for it for ever, since it
+    keeps the lock that the thread needs. A follower has nothing to write.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
@@ -234,4 +247,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))
