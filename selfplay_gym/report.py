@@ -25,6 +25,8 @@ CHARTS = {
     "Proposer: share of proposals admitted": "propose/{}/admitted",
     "Proposer: mean reward": "propose/{}/reward",
     "New tasks: lines in the body": "tasks/body_lines",
+    "Hold-out of easier programs": "holdout/nano-easy",
+    "Hold-out of harder programs": "holdout/nano-harder",
     "Seconds a step": "seconds/step",
     "Live tasks in the archive": "archive/tasks",
 }

@@ -49,6 +49,9 @@ class Silent:
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
+    def measure_during(self, step: int) -> None:
+        pass
+
     def should_stop(self) -> bool:
         return False
 

@@ -390,6 +390,25 @@ def test_killing_the_first_process_leaves_nothing_behind(runs: dict[int, Path], 
 
 
 @pytest.mark.slow
+def test_hold_outs_are_solved_on_the_way_by_all_ranks(tiny: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "play": {"proposals": 4, "tasks": 4, "attempts": 4, "frozen_proposer": True},
+        "steps": 4,
+        "holdout": {"problems": 4, "samples": 2, "every": 2},
+    }
+    found = []
+    for processes in (1, 2):
+        recipe = write_recipe(tmp_path / f"{processes}.yaml", tiny, processes=processes, **settings)
+        assert train(recipe, "--output", tmp_path / str(processes)).code == 0
+        found.append(metrics(tmp_path / str(processes)))
+    for records in found:
+        measured = [record["step"] for record in records if "holdout/nano-harder" in record]
+        assert measured == [2]  # after the last step the table tells
+        assert all(record["tokens/untrained"] > 0 for record in records)
+    assert found[0][1]["holdout/nano-harder"] == found[1][1]["holdout/nano-harder"]
+
+
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run(runs: dict[int, Path], tmp_path: Path) -> None:
     torchrun = (
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 from selfplay_gym.training import decoding, generation, nano
+from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.decoding import DecodeLoop, supports
 from selfplay_gym.training.generation import (
     ContinuousBackend,
@@ -32,6 +33,7 @@ from selfplay_gym.training.generation import (
     row_seed,
     stop_token_ids,
 )
+from selfplay_gym.training.run import load_policy
 
 VOCABULARY, EOS, SECOND_STOP = 29, 1, 7
 SIZES = {
@@ -245,6 +247,20 @@ def test_the_loop_sees_weights_as_they_are_now() -> None:
     after = loop.generate(asked)
     assert after != before
     assert after[0].logprobs == pytest.approx(forward_logprobs(model, asked[0], after[0]), abs=1e-5)
+
+
+def test_what_is_asked_from_the_start_comes_from_the_first_weights(checkpoint: Path) -> None:
+    policy = load_policy(RunConfig.model_validate({"model": str(checkpoint), "play": {"frozen_proposer": True}}))
+    now, begun = requests(4), [replace(request, from_start=True) for request in requests(4)]
+    before = policy.backend.generate(now)
+    with torch.no_grad():
+        policy.model.model.layers[0].mlp.up_proj.weight.mul_(-1)
+    mixed = [request for pair in zip(begun, now, strict=True) for request in pair]
+    after = policy.backend.generate(mixed)
+    assert [sample.ids for sample in after[::2]] == [sample.ids for sample in before]
+    assert all(a.logprobs != b.logprobs for a, b in zip(after[1::2], before, strict=True))
+    for request, sample in zip(now, after[1::2], strict=True):
+        assert sample.logprobs == pytest.approx(forward_logprobs(policy.model, request, sample), abs=1e-5)
 
 
 def test_bfloat16_stays_near() -> None:

@@ -312,6 +312,31 @@ def test_reused_probes_leave_nothing_untrained(sandbox: SandboxExecutor, archive
     assert metrics["tokens/untrained"] == 0
 
 
+# -- proposals from the starting weights -------------------------------------------------------------------------------
+
+
+def test_a_frozen_proposer_writes_all_proposals_and_learns_from_none(
+    sandbox: SandboxExecutor, archive: Archive
+) -> None:
+    player, heard = heard_game(sandbox, archive, frozen_proposer=True)
+    (rows, *_), (metrics, *_) = play(player, 1)
+    limits = {True: PLAY["max_new_tokens"]["propose"], False: PLAY["max_new_tokens"]["solve"]}
+    assert Counter(request.from_start for request in heard.requests)[True] == 8
+    assert all(request.max_new_tokens == limits[request.from_start] for request in heard.requests)
+    assert all(row.trained == (row.role == "solve") for row in rows)
+    proposed = [row for row in rows if row.role == "propose"]
+    assert metrics["tokens/untrained"] == sum(len(row.sample.ids) for row in proposed)
+    assert metrics["tokens/sampled"] == sum(len(row.sample.ids) for row in rows)
+
+
+def test_untrained_tokens_add_up(sandbox: SandboxExecutor, archive: Archive) -> None:
+    player, heard = heard_game(sandbox, archive, **ALONE, frozen_proposer=True)
+    (rows, *_), (metrics, *_) = play(player, 1)
+    trained = sum(len(row.sample.ids) for row in rows if row.trained)
+    assert len(heard.requests) > len(rows)
+    assert metrics["tokens/untrained"] == metrics["tokens/sampled"] - trained > 0
+
+
 @pytest.mark.parametrize("lag", [0, 1])
 def test_solvers_learn_from_the_new_tasks_of_this_step_or_the_last(
     sandbox: SandboxExecutor, archive: Archive, lag: int
@@ -601,6 +626,7 @@ def test_a_watch_counts_what_happened() -> None:
         "tasks/always_solved": 0.0,
         "no_verdict": 2,
         "tokens/sampled": 7 + 11 * 2,
+        "tokens/untrained": 0,
         "unfinished": 1 / 12,
     })  # fmt: skip
 

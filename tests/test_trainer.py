@@ -91,6 +91,9 @@ class Notes:
     def after_update(self, step: int, metrics: Mapping[str, float]) -> None:
         self.updates.append((step, metrics))
 
+    def measure_during(self, step: int) -> None:
+        pass
+
     def should_stop(self) -> bool:
         return self.stop_after is not None and len(self.updates) + 1 >= self.stop_after
 
@@ -252,6 +255,13 @@ def test_the_comparison_would_notice_another_scale(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(hosting, "GRPOConfig", lambda **settings: plain(**{**settings, "scale_rewards": "group"}))
     found = hosted_gradients(config(), ragged_rows(), tmp_path)
     assert relative_error(found, reference_gradients(config(), ragged_rows())) > 0.01
+
+
+def test_rows_that_are_not_trained_change_nothing(tmp_path: Path) -> None:
+    rows = ragged_rows()
+    strangers = [replace(row, trained=False, advantage=3.0) for row in ragged_rows()[:4]]
+    with_them = hosted_gradients(config(), [*strangers, *rows], tmp_path / "with")
+    assert relative_error(with_them, hosted_gradients(config(), rows, tmp_path / "without")) < TOLERANCE
 
 
 def test_rows_without_a_verdict_change_nothing(tmp_path: Path) -> None:

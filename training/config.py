@@ -61,6 +61,9 @@ class Play(_Section):
         None, ge=0, le=10, description="without reuse_probes: temperature of what only measures; null: as of solvers"
     )
     seed_tasks: int = Field(0, ge=0, description="tasks a family to propose and admit before the first step")
+    frozen_proposer: bool = Field(
+        False, description="sample proposals from the starting weights all along, and learn from answers alone"
+    )
     max_new_tokens: Lengths = Field(Lengths(), description="longest completions, in tokens")
     temperature: Temperatures = Field(
         Temperatures(), description="of the samples of each role; a plain number stands for both"
@@ -224,6 +227,7 @@ class Mismatch(_Section):
 class Holdout(_Section):
     """The frozen programs that judge the run, before and after."""
 
+    every: int | None = Field(None, ge=1, description="steps from one measurement on the way to the next; null: none")
     problems: int = Field(150, ge=1, le=150, description="problems a family and level")
     samples: int = Field(4, ge=1, description="attempts at each, at the solver's temperature")
 
@@ -299,6 +303,15 @@ class RunConfig(_Section):
             raise ValueError("backend decode_loop does not know adapters: with update.lora use transformers or auto")
         return self
 
+    @model_validator(mode="after")
+    def _start_is_kept(self) -> RunConfig:
+        if self.play.frozen_proposer and self.backend == "vllm":
+            raise ValueError(
+                "play.frozen_proposer keeps the starting weights beside the present ones, which the engine of vLLM "
+                "cannot: use another backend"
+            )
+        return self
+
     @property
     def proposals(self) -> int:
         """Proposals of one step, those of all families."""
@@ -315,7 +328,7 @@ class RunConfig(_Section):
     def rows(self) -> int:
         """Rows of one update at most: every proposal and every answer that is learnt from."""
         answers = self.play.attempts if self.play.reuse_probes else self.play.answers
-        return self.proposals + self.play.tasks * answers
+        return self.proposals * (not self.play.frozen_proposer) + self.play.tasks * answers
 
     def make_families(self) -> dict[str, TaskFamily]:
         """Return the task families; what one is told for itself goes before what all are told.

@@ -56,12 +56,14 @@ class Request:
         max_new_tokens: Length at which the completion is cut, stop token included.
         temperature: Divides the logits; 0.0 takes the likeliest token.
         seed: The row's own seed, any integer: the same one gives the same sample in any batch.
+        from_start: Sample from the weights that the run began with; see `WithStart`.
     """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     temperature: float
     seed: int
+    from_start: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -413,6 +415,32 @@ def make_backend(
     if name == "decode_loop" or (name == "auto" and known and small):
         return DecodeLoop(model, batch_size, dtype, stop=stop_token_ids(model, tokenizer))
     return TransformersBackend(model, tokenizer, batch_size)
+
+
+class WithStart:
+    """Keeps the weights that a policy has now, and samples from them what is asked ``from_start``.
+
+    Args:
+        present: Samples everything else.
+        start: Samples from a copy of the model, which nothing trains.
+    """
+
+    def __init__(self, present: GenerationBackend, start: GenerationBackend) -> None:
+        self.present, self.start = present, start
+
+    @property
+    def collective(self) -> bool:
+        """Whether all ranks must generate equally many samples together; a call asks for the same weights on each."""
+        return bool(getattr(self.present, "collective", False))
+
+    def generate(self, requests: Sequence[Request]) -> list[Sample]:
+        """Return one sample a request, in their order."""
+        samples: dict[int, Sample] = {}
+        for backend, from_start in ((self.start, True), (self.present, False)):
+            places = [n for n, request in enumerate(requests) if request.from_start is from_start]
+            if places:
+                samples.update(zip(places, backend.generate([requests[n] for n in places]), strict=True))
+        return [samples[n] for n in range(len(requests))]
 
 
 # -- a policy to evaluate ----------------------------------------------------------------------------------------------

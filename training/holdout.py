@@ -68,6 +68,16 @@ def _solve(config: RunConfig, policy: Policy, generator: GenerationBackend, suit
     return {problem: texts[n * samples : (n + 1) * samples] for n, problem in enumerate(prompts)}
 
 
+def rates(scores: Scores) -> dict[str, float]:
+    """Return each suite's solve rate as a metric, such as ``holdout/nano-harder``."""
+    found = {}
+    for suite, problems in scores.items():
+        judged = [score for score in problems.values() if score is not None]
+        if judged:
+            found[f"holdout/{suite}"] = sum(judged) / len(judged)
+    return found
+
+
 def compare(before: Scores, after: Scores) -> list[dict[str, Any]]:
     """Return a row for each suite and family, then for all together: both means and the paired difference."""
     pairs = [

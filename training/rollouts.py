@@ -47,6 +47,7 @@ class Row:
         reward: None without a verdict: the row is then left out of baseline, loss and metrics.
         note: Check or reason, for people.
         advantage: Reward minus baseline; 0.0 without a verdict.
+        trained: Whether the update sees it: not what the starting weights wrote.
     """
 
     role: Role
@@ -59,6 +60,7 @@ class Row:
     reward: float | None
     note: str = ""
     advantage: float = 0.0
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ class SelfPlay:
 
     def _propose(self, requests: Sequence[ProposalRequest], step: int | str) -> list[Completion]:
         prompts = [(request.prompt, self.play.temperature.propose) for request in requests]
-        return self._complete(prompts, "propose", step)
+        return self._complete(prompts, "propose", step, from_start=self.play.frozen_proposer)
 
     def _judge_proposals(self, requests: list[ProposalRequest], proposals: list[Completion]) -> list[Outcome]:
         outcomes = self.referee.judge_proposals(requests, [p.text for p in proposals])
@@ -289,11 +291,15 @@ class SelfPlay:
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
-    def _complete(self, prompts: Sequence[tuple[str, float]], role: Role, step: int | str) -> list[Completion]:
+    def _complete(
+        self, prompts: Sequence[tuple[str, float]], role: Role, step: int | str, *, from_start: bool = False
+    ) -> list[Completion]:
         """Sample an answer to each prompt at its temperature."""
         limit = getattr(self.play.max_new_tokens, role)
         requests = [
-            Request(self.policy.encode(text, self.chat), limit, temperature, row_seed(self.seed, step, role, n))
+            Request(
+                self.policy.encode(text, self.chat), limit, temperature, row_seed(self.seed, step, role, n), from_start
+            )
             for n, (text, temperature) in enumerate(prompts)
         ]
         samples = self.generator.generate(requests) if requests else []
@@ -315,7 +321,8 @@ class SelfPlay:
             formed = answer_of(proposal.text) is not None
             reward = self.referee.proposal_reward(outcome, tried.get(n, []), extras[n], well_formed=formed)
             note = outcome.check if isinstance(outcome, Rejected) else "" if formed else "format"
-            rows.append(_row("propose", request.family, f"propose-{n}", proposal, reward, note))
+            row = _row("propose", request.family, f"propose-{n}", proposal, reward, note)
+            rows.append(replace(row, trained=not self.play.frozen_proposer))
         return rows
 
     def _solver_rows(

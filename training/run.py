@@ -37,7 +37,7 @@ from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.evaluate import NANO_POLICY, positions
 from selfplay_gym.training.folder import RunFolder, contents
-from selfplay_gym.training.generation import BACKENDS, Policy, check_source, check_template, load_tokenizer
+from selfplay_gym.training.generation import BACKENDS, Policy, WithStart, check_source, check_template, load_tokenizer
 from selfplay_gym.training.live import LiveTable
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.trainer import Rollout, build_trainer
@@ -53,13 +53,20 @@ def load_policy(config: RunConfig) -> Policy:
     """Return the policy that a run starts from."""
     # The trainer puts adapters into the model's own layers, which the decode loop does not know.
     backend = "transformers" if config.update.lora and config.backend == "auto" else config.backend
-    return Policy.load(
-        source(config),
-        dtype=config.dtype,
-        backend=backend,
-        batch_size=config.generation_batch,
-        memory=config.continuous.memory,
-    )
+
+    def loaded() -> Policy:
+        return Policy.load(
+            source(config),
+            dtype=config.dtype,
+            backend=backend,
+            batch_size=config.generation_batch,
+            memory=config.continuous.memory,
+        )
+
+    policy = loaded()
+    if config.play.frozen_proposer:
+        policy.backend = WithStart(policy.backend, loaded().backend)
+    return policy
 
 
 def source(config: RunConfig) -> str:
@@ -127,7 +134,12 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
     policy = load_policy(config)
     central = config.backend == "vllm" and config.vllm.mode == "server"
     generator = SharedGenerator(policy.backend, ranks, central=central)
-    with Leader(config, folder, policy, generator, console, resume) if ranks.is_main else Follower(generator) as part:
+    leads = ranks.is_main
+    with (
+        Leader(config, folder, policy, generator, console, resume)
+        if leads
+        else Follower(config, policy, generator) as part
+    ):
         filler = policy.tokenizer.pad_token_id
         filler = policy.tokenizer.eos_token_id if filler is None else filler
         rollout = Rollout(part.game, generator, ranks, filler, part.after_step, config.mismatch.rows)
@@ -148,6 +160,12 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
         _sync(policy)
         part.finish()
     return 0
+
+
+def _measures(config: RunConfig, step: int) -> bool:
+    """Return whether the hold-outs are solved after this step; after the last one they are anyway."""
+    every = config.holdout.every if config.holdout else None
+    return every is not None and step % every == 0 and step < config.steps
 
 
 def _sync(policy: Policy) -> None:
@@ -182,8 +200,8 @@ class Follower:
     game = None
     start = 0
 
-    def __init__(self, generator: SharedGenerator) -> None:
-        self.generator = generator
+    def __init__(self, config: RunConfig, policy: Policy, generator: SharedGenerator) -> None:
+        self.config, self.policy, self.generator = config, policy, generator
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +214,12 @@ class Follower:
     def measure_before(self) -> None:
         """Help to solve the hold-outs."""
         self.generator.follow()
+
+    def measure_during(self, step: int) -> None:
+        """Help to solve the hold-outs, if it is time to."""
+        if _measures(self.config, step):
+            _sync(self.policy)
+            self.generator.follow()
 
     def finish(self) -> None:
         """Help to solve the hold-outs again."""
@@ -302,6 +326,15 @@ class Leader:
                 self._seed_archive()
         self._step_started = time.monotonic()
         self._stack.enter_context(self.live)
+
+    def measure_during(self, step: int) -> None:
+        """Solve the hold-outs, if it is time to; the solve rates stand beside the step's metrics."""
+        if not _measures(self.config, step):
+            return
+        _sync(self.policy)
+        with self._watch.phase("holdout"), self.generator.leading():
+            scores = holdout.measure(self.config, self.policy, self.generator, self.executor, self.suites)
+        self._watch.metrics.update(holdout.rates(scores))
 
     def _seed_archive(self) -> None:
         if self.config.play.seed_tasks:

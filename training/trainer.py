@@ -47,6 +47,10 @@ class Observer(Protocol):
         """Take in the trainer's metrics of a step, on rank 0."""
         ...
 
+    def measure_during(self, step: int) -> None:
+        """Solve the hold-outs on the way, if it is time to; called on every rank after a step."""
+        ...
+
     def should_stop(self) -> bool:
         """Return whether the run should save and end after this step; asked on rank 0."""
         ...
@@ -106,7 +110,7 @@ class Rollout:
             rows = self.game.step(step, watch)
             self.on_step(watch, rows)
         self.metrics = watch.metrics
-        return rows
+        return [row for row in rows if row.trained]
 
 
 def tabulate(rows: Sequence[Row], slots: int, filler_id: int) -> dict[str, list[Any]]:
@@ -154,14 +158,15 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
     Args:
         folder: The run's folder.
         ranks: The processes of the run.
-        observer: Told of each update, and asked on rank 0 whether the run should save and end.
+        observer: Measures, is told of each update, and is asked on rank 0 whether the run should save and end.
     """
 
     def __init__(self, folder: RunFolder, ranks: Ranks, observer: Observer) -> None:
         self.folder, self.ranks, self.observer = folder, ranks, observer
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        """End early on every rank alike, with a checkpoint; the last step always leaves one."""
+        """Measure; end early on every rank alike, with a checkpoint; the last step always leaves one."""
+        self.observer.measure_during(state.global_step)
         if self.ranks.broadcast(self.observer.should_stop()):
             control.should_training_stop = True
         if control.should_training_stop or state.global_step >= state.max_steps:

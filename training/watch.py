@@ -48,12 +48,13 @@ class StepWatch:
         self.metrics["tasks/always_solved"] = _share([rate == 1 for rate in rates])
         self.metrics["no_verdict"] = sum(row.reward is None for row in rows)
         self.metrics["tokens/sampled"] = sum(len(row.sample.ids) for row in rows)
+        self.metrics["tokens/untrained"] = sum(len(row.sample.ids) for row in rows if not row.trained)
         self.metrics["unfinished"] = _share([not row.sample.finished for row in rows])
 
     def saw_untrained(self, samples: Sequence[Sample]) -> None:
         """Take in what was sampled beside the rows."""
         untrained = sum(len(sample.ids) for sample in samples)
-        self.metrics["tokens/untrained"] = untrained
+        self.metrics["tokens/untrained"] += untrained
         self.metrics["tokens/sampled"] += untrained
 
     def saw_extras(self, extras: Sequence[Mapping[str, float]]) -> None:
