@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from trl.trainer.utils import add_fused_lm_head
 
 from selfplay_gym.training.padding import MULTIPLE, skip_padding
 from tests.players import fresh_policy
@@ -66,6 +67,22 @@ def plain_states(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Ten
     return states
 
 
+def with_prompts(seed: int, groups: int, attempts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask as TRL pads them: prompts on the left, completions on the right, some rows alike."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(groups):
+        prompt = [rng.randrange(2, 60) for _ in range(rng.randint(1, 24))]
+        for _ in range(rng.randint(1, attempts)):
+            rows.append((prompt, [rng.randrange(2, 5) for _ in range(rng.randint(1, 9))]))
+    rng.shuffle(rows)
+    before, after = (max(len(row[part]) for row in rows) for part in (0, 1))
+    gaps = [(before - len(prompt), after - len(ending)) for prompt, ending in rows]
+    ids = [[0] * left + p + e + [0] * right for (p, e), (left, right) in zip(rows, gaps, strict=True)]
+    mask = [[0] * left + [1] * len(p + e) + [0] * right for (p, e), (left, right) in zip(rows, gaps, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
 SHAPES = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40), st.integers(0, 20)), min_size=1, max_size=6)
 
 
@@ -78,6 +95,86 @@ def test_hidden_states_are_those_of_the_row_alone(name: str, shapes: list[tuple[
     with torch.no_grad():
         found = wrapped(model).model(ids, attention_mask=mask).last_hidden_state
         torch.testing.assert_close(found, plain_states(model, ids, mask), atol=TOLERANCE * 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 9999), groups=st.integers(1, 4), attempts=st.integers(1, 5))
+def test_rows_that_begin_alike_do_not_see_each_other(name: str, seed: int, groups: int, attempts: int) -> None:
+    model = MODELS[name]()
+    ids, mask = with_prompts(seed, groups, attempts)
+    with torch.no_grad():
+        found = wrapped(model).model(ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(found, plain_states(model, ids, mask), atol=TOLERANCE * 10, rtol=1e-5)
+
+
+def test_what_rows_begin_with_alike_is_computed_once() -> None:
+    model = qwen()
+    seen = tokens_seen(model)
+    skip_padding(model)
+    prompt = list(range(2, 32))
+    rows = torch.tensor([[*prompt, 40 + n, 50] for n in range(8)])
+    model(rows, attention_mask=torch.ones_like(rows))
+    assert seen == [(1, 48)]  # 30 + 8 * 2, rounded up
+
+
+def test_rows_with_little_in_common_and_long_ones_are_not_packed() -> None:
+    model = qwen()
+    seen = tokens_seen(model)
+    skip_padding(model)
+    strangers = torch.tensor([[2, 3, *[7 + n] * 14] for n in range(3)])
+    model(strangers, attention_mask=torch.ones_like(strangers))
+    assert seen.pop() == (3, 16)
+    long = torch.tensor([[*[5] * 300, *[7 + n] * 80] for n in range(6)])
+    model(long, attention_mask=torch.ones_like(long))
+    assert sorted(seen) == [(3, 464)]
+
+
+@pytest.mark.parametrize("kind", ["sliding", "eager"])
+def test_a_model_that_makes_its_own_masks_gets_each_row_by_itself(kind: str) -> None:
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    window = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0} if kind == "sliding" else {}
+    config = Qwen2Config(vocab_size=60, num_key_value_heads=2, max_position_embeddings=128, **sizes, **window)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if kind == "eager" else "sdpa")
+    ids, mask = with_prompts(1, 3, 5)
+    with torch.no_grad():
+        found = wrapped(model).model(ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(found, plain_states(model, ids, mask), atol=TOLERANCE * 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_output_layer_sees_what_has_a_label_alone(temperature: float) -> None:
+    ids, mask = with_prompts(2, 3, 4)
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :-10] = -100
+    found = []
+    for skipping in (False, True):
+        model = qwen()
+        add_fused_lm_head(model, temperature, outputs=("log_probs", "entropy"))
+        if skipping:
+            skip_padding(model)
+        widths: list[int] = []
+        model.base_model.register_forward_hook(lambda m, a, o, w=widths: w.append(o.last_hidden_state[..., 0].numel()))
+        outputs = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+        (outputs.log_probs**2).sum().backward()
+        found.append((outputs, model.lm_head.weight.grad, widths))
+    (plain, grad, _), (ours, our_grad, widths) = found
+    assert widths == [int((labels[:, 1:] != -100).sum())]
+    for name in ("log_probs", "entropy"):
+        assert ours[name].shape == labels[:, 1:].shape
+        torch.testing.assert_close(ours[name], plain[name], atol=1e-5, rtol=1e-5)
+    assert (our_grad - grad).norm() / grad.norm() < 5 * TOLERANCE
+
+
+def test_a_batch_without_labels_still_has_a_gradient() -> None:
+    model = qwen()
+    add_fused_lm_head(model)
+    skip_padding(model)
+    ids, mask = with_prompts(3, 2, 2)
+    outputs = model(input_ids=ids, attention_mask=mask, labels=torch.full_like(ids, -100), fused_lm_head=True)
+    outputs.log_probs.sum().backward()
+    assert torch.count_nonzero(model.lm_head.weight.grad) == 0
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -138,10 +235,16 @@ def test_a_call_without_a_mask_or_with_embeddings_is_unchanged() -> None:
             assert torch.equal(found, expected)
 
 
-def test_the_decoder_sees_little_padding() -> None:
-    model = qwen()
+def tokens_seen(model: Any) -> list[tuple[int, int]]:
+    """Return where the shapes (sequences, width) of what the decoder runs on will be."""
     seen: list[tuple[int, int]] = []
     model.model.layers[0].register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[:2])))
+    return seen
+
+
+def test_the_decoder_sees_little_padding() -> None:
+    model = qwen()
+    seen = tokens_seen(model)
     skip_padding(model)
     ids, mask = padded([(60, 4, 40), (50, 5, 0), (0, 70, 30), (9, 17, 0)])
     model(ids, attention_mask=mask)

@@ -240,8 +240,8 @@ def test_advantages_need_not_have_mean_zero(tmp_path: Path) -> None:
 def test_the_comparison_would_notice_another_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [replace(row, advantage=row.advantage + 1.5) for row in ragged_rows()]
 
-    def without_remainder(rows: Sequence[Row], slots: int, filler_id: int) -> dict[str, list[Any]]:
-        table = tabulate(rows, slots, filler_id)
+    def without_remainder(rows: Sequence[Row], slots: int, filler_id: int, world: int) -> dict[str, list[Any]]:
+        table = tabulate(rows, slots, filler_id, world)
         table["advantage"][len(rows)] = 0.0
         return table
 
@@ -328,6 +328,21 @@ def test_a_table_holds_every_row_and_sums_to_zero() -> None:
     assert table["env_mask"][27:] == [[0]] * 5
     for ids, mask, logprobs in zip(table["completion_ids"], table["env_mask"], table["logprobs"], strict=True):
         assert len(ids) == len(mask) == len(logprobs)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_rows_of_one_prompt_go_to_one_rank_and_ranks_have_equally_much(world: int) -> None:
+    sample = Sample((5, 6), (-1.0, -1.0), finished=True)
+    groups = [[Row("solve", "deduction", "", "", "", (g,) * (3 + g), sample, 1.0)] * 4 for g in range(12)]
+    rows = [row for turn in zip(*groups, strict=True) for row in turn]
+    table = tabulate(rows, 60, FILLER, world)
+    slots = 60 // world
+    prompts = [table["prompt_ids"][rank * slots : (rank + 1) * slots] for rank in range(world)]
+    owners = [{tuple(prompt) for prompt in own if prompt != [FILLER]} for own in prompts]
+    assert sum(map(len, owners)) == 12
+    assert [sum(prompt != [FILLER] for prompt in own) for own in prompts] == [48 // world] * world
+    tokens = [sum(map(len, own)) for own in prompts]
+    assert max(tokens) < 1.3 * min(tokens)
 
 
 def test_the_fullest_table_has_one_filler() -> None:

@@ -189,7 +189,7 @@ class Update(_Section):
         description="keep one hidden state a layer and compute the rest again: less memory, a third more work; "
         "null: on GPUs",
     )
-    skip_padding: bool = Field(False, description="run the decoder on rows bucketed by length (CPU)")
+    skip_padding: bool = Field(False, description="compute neither padding nor a shared prompt twice (CPU)")
 
     @field_validator("advantage")
     @classmethod

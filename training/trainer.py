@@ -95,11 +95,12 @@ class Rollout:
         rows = self.ranks.broadcast(self._play(trainer.state.global_step + 1))
         if self.temperatures is not None:
             self.temperatures.expect(rows)
-        table = tabulate(rows, len(prompts) * self.ranks.world, self.filler_id)
+        own = slice(len(prompts) * self.ranks.rank, len(prompts) * (self.ranks.rank + 1))
+        table = tabulate(rows, len(prompts) * self.ranks.world, self.filler_id, self.ranks.world)
         started = time.perf_counter()
         self.metrics.update(measure(rows, self.measured, trainer, self.ranks).metrics())
         self.metrics["seconds/mismatch"] = time.perf_counter() - started
-        return {name: list(self.ranks.shard(column)) for name, column in table.items()}
+        return {name: column[own] for name, column in table.items()}
 
     def _play(self, step: int) -> list[Row]:
         if self.game is None:
@@ -113,8 +114,8 @@ class Rollout:
         return [row for row in rows if row.trained]
 
 
-def tabulate(rows: Sequence[Row], slots: int, filler_id: int) -> dict[str, list[Any]]:
-    """Return the rows as TRL's columns, filled up to ``slots``; the advantages sum to zero.
+def tabulate(rows: Sequence[Row], slots: int, filler_id: int, world: int = 1) -> dict[str, list[Any]]:
+    """Return the rows as TRL's columns, filled up to ``slots``, rank after rank; the advantages sum to zero.
 
     Raises:
         SelfPlayError: More rows than slots less one (the filler that takes up the remainder), or a row whose tokens
@@ -126,17 +127,35 @@ def tabulate(rows: Sequence[Row], slots: int, filler_id: int) -> dict[str, list[
     for row in rows:
         if not row.sample.ids or len(row.sample.ids) != len(row.sample.logprobs):
             raise SelfPlayError(f"a row has {len(row.sample.ids)} tokens and {len(row.sample.logprobs)} log-probs")
-    # Near neighbours in length share a rank's micro-batch; TRL shuffles within a rank later.
-    ordered = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.sample.ids))
-    remainder = -math.fsum(row.advantage for row in ordered)
-    counted = [0 if row.reward is None else 1 for row in ordered]
-    return {
-        "prompt_ids": [list(row.prompt_ids) for row in ordered] + [[filler_id]] * fillers,
-        "completion_ids": [list(row.sample.ids) for row in ordered] + [[filler_id]] * fillers,
-        "logprobs": [list(row.sample.logprobs) for row in ordered] + [[0.0]] * fillers,
-        "env_mask": [[c] * len(row.sample.ids) for c, row in zip(counted, ordered, strict=True)] + [[0]] * fillers,
-        "advantage": [row.advantage for row in ordered] + [remainder] + [0.0] * (fillers - 1),
-    }
+    remainders = [-math.fsum(row.advantage for row in rows)] + [0.0] * (fillers - 1)
+    table: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    for part in _dealt(rows, world):
+        for row in part:
+            count = 0 if row.reward is None else 1
+            ids, logprobs = list(row.sample.ids), list(row.sample.logprobs)
+            _append(table, list(row.prompt_ids), ids, logprobs, [count] * len(ids), row.advantage)
+        for _ in range(slots // world - len(part)):
+            _append(table, [filler_id], [filler_id], [0.0], [0], remainders.pop(0))
+    return table
+
+
+_COLUMNS = ("prompt_ids", "completion_ids", "logprobs", "env_mask", "advantage")
+
+
+def _append(table: dict[str, list[Any]], *values: Any) -> None:
+    for name, value in zip(_COLUMNS, values, strict=True):
+        table[name].append(value)
+
+
+def _dealt(rows: Sequence[Row], world: int) -> list[list[Row]]:
+    """Return each rank's rows: equally many, of like lengths, those of one prompt together as far as that goes."""
+    groups: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.prompt_ids, []).append(row)
+    ordered = sorted(groups.values(), key=lambda group: max(len(row.prompt_ids) + len(row.sample.ids) for row in group))
+    dealt = [row for rank in range(world) for group in ordered[rank::world] for row in group]
+    share = -(-len(dealt) // world)
+    return [dealt[rank * share : (rank + 1) * share] for rank in range(world)]
 
 
 def _reward_function(rollout: Rollout) -> Callable[..., list[float]]:
