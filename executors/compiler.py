@@ -135,19 +135,24 @@ def compiled(source: bytes) -> bytes:
         answer = marshal.dumps(code)
     except Exception:  # the child says what is wrong with it
         return b""
-    if time.thread_time() - begin > SLOWEST or len(answer) > LARGEST_CODE or not _keeps_order(code):
+    if time.thread_time() - begin > SLOWEST or len(answer) > LARGEST_CODE or not _keeps_constants(code):
         return b""
     return answer
 
 
-def _keeps_order(code: CodeType) -> bool:
-    """Return whether every constant set is iterated in the same order after marshalling, which sorts them."""
-    for constant in code.co_consts:
-        if type(constant) is CodeType:
-            if not _keeps_order(constant):
-                return False
-        elif type(constant) is frozenset:
-            again = marshal.loads(marshal.dumps(constant))  # noqa: S302 - our own bytes
-            if list(constant) != list(again):
-                return False
+def _keeps_constants(code: CodeType) -> bool:
+    """Return whether every constant is what it was after marshalling."""
+    return all(map(_keeps, code.co_consts))
+
+
+def _keeps(constant: object) -> bool:
+    if type(constant) is CodeType:
+        return _keeps_constants(constant)
+    if type(constant) is tuple:
+        return all(map(_keeps, constant))
+    if type(constant) is bytes:
+        return len(constant) != 1  # there is one object for each; marshal makes another
+    if type(constant) is frozenset:  # marshal sorts them, which may give another order
+        again = marshal.loads(marshal.dumps(constant))  # noqa: S302 - our own bytes
+        return list(constant) == list(again) and all(map(_keeps, constant))
     return True

@@ -90,8 +90,8 @@ _REACHING = frozenset(("format", "format_map"))
 
 # Under another hash seed, at another address or another time these give, or write, another value.
 _UNSTEADY = frozenset((
-    "FrozenSet", "Set", "ascii", "decode", "dumps", "format", "format_map", "frozenset", "fromhex", "hash", "id",
-    "items", "keys", "maketrans", "print", "repr", "set", "str", "translate",
+    "FrozenSet", "Set", "ascii", "decode", "deepcopy", "dumps", "format", "format_map", "frozenset", "fromhex", "hash",
+    "id", "items", "keys", "maketrans", "mod", "print", "repr", "set", "str", "translate",
 ))  # fmt: skip
 
 
@@ -118,7 +118,10 @@ _FROM, _IMPORT, _EXTENDED = opmap["IMPORT_FROM"], opmap["IMPORT_NAME"], opmap["E
 _INTRINSIC, _STAR_ARGUMENT, _STAR = opmap.get("CALL_INTRINSIC_1", _NO_OPERATION), 2, "*"
 _LOOKED_AT = frozenset((_ATTRIBUTE, _METHOD, _FROM, _IMPORT, *_STORES, _INTRINSIC))
 _BINARY, _REMAINDERS = opmap["BINARY_OP"], (6, 19)  # `%` and `%=`
-_WRITERS = frozenset(("bytearray", "bytes", "chr"))  # may write a percent sign that stands nowhere
+# May write a percent sign that stands nowhere.
+_WRITERS = frozenset((
+    "bytearray", "bytes", "chr", "encode", "expand", "loads", "printable", "punctuation", "sub", "subn", "to_bytes",
+))  # fmt: skip
 _SHIFT = 1 if sys.version_info >= (3, 12) else 0  # the lowest bit of LOAD_ATTR says there whether it is a method
 _GENERATORS = 0x20 | 0x80 | 0x100 | 0x200  # flags of generators, coroutines and the like
 
@@ -203,7 +206,7 @@ class Router:
     def is_steady(self, program: Anatomy) -> bool:
         """Return whether a program that may share gives the same whatever the hash seed, address and time.
 
-        That holds for inputs without sets and percent signs alone.
+        That holds for inputs without sets and percent signs alone, also such as are written by an escape.
         """
         if not _UNSTEADY.isdisjoint(program.names) or _has_any(program.operations, _UNSTEADY_OPERATIONS):
             return False

@@ -82,8 +82,8 @@ class Ticket:
 
     @property
     def has_plain_inputs(self) -> bool:
-        """Whether no input holds what may bring an unsteady value into a steady program: a set, or a format."""
-        return not any("{" in text or "%" in text or "set" in text for text in self.job.inputs)
+        """Whether no input may bring an unsteady value into a steady program: a set, or a format, also if escaped."""
+        return not any("{" in text or "%" in text or "\\" in text or "set" in text for text in self.job.inputs)
 
     def fields(self) -> tuple[object, ...]:
         """Return the job as `runner.Job` takes it."""

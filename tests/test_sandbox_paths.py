@@ -166,6 +166,7 @@ SOURCES = {
     "order of sets": "def f(x): return [list(s) for s in ({8, 0, 16}, {'b', 'a', 'c'})], x in {8, 0, 16}",
     "raises": "\n\ndef f(x):\n    raise KeyError(x)",
     "same constants": "def f(x):\n    a = 'one two'\n    def g(): return 'one two'\n    return a is g(), a",
+    "single bytes": "def f(x): return bytes([97]) is b'a', 'ab'.encode()[:1] is (b'a', x)[0]",
     "names": "def f(x): return f.__code__.co_filename, f.__qualname__, f.__doc__",
     "end of file": "def f(x): return '''",
 }
@@ -189,7 +190,9 @@ def test_a_source_ends_the_same_wherever_it_is_compiled(executor, forking, name)
 
 def test_only_what_behaves_the_same_is_compiled_outside():
     assert marshal.loads(compiled(b"x = 1")).co_filename == "<program>"
-    assert marshal.loads(compiled(b"def f(x): return x in {'a'}"))
+    assert marshal.loads(compiled(b"def f(x): return x in {'a'}, (b'ab', b'')"))
+    for source in (b"x = b'a'", b"def f(x): return x in (1, (b'a', 2))", b"def f(x): return x in {b'a'}"):
+        assert compiled(source) == b""  # each of them is one object, wherever it comes from
     for source in (b"x = = 1", b"x = 1\0", b"\xff", "'\ud800'".encode("utf-8", "surrogatepass"), BOMB.encode()):
         assert compiled(source) == b""
     orders = {compiled(b"def f(x): return x in {%d, 0, 16}" % first) != b"" for first in (8, 24, 32)}
