@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from functools import _lru_cache_wrapper
+from typing import Final, TypeVar
 
 from selfplay_gym.types import Execution, Job, Status
 
 _ENTRY_BYTES = 400  # about what an execution takes beside its texts
+
+_LONGEST_REMEMBERED: Final = 4096  # characters; thousands of longer ones would be too much to keep
+Answer = TypeVar("Answer")
+
+
+def remembered_if_short(function: _lru_cache_wrapper[Answer], text: str) -> Answer:
+    """Call a function that remembers what it said of texts, but have it remember nothing of a long one."""
+    return function(text) if len(text) <= _LONGEST_REMEMBERED else function.__wrapped__(text)
 
 
 class ResultCache:

@@ -22,6 +22,7 @@ from typing import Final
 import selfplay_gym
 from selfplay_gym import literals
 from selfplay_gym.errors import ExecutorError
+from selfplay_gym.executors.cache import remembered_if_short
 from selfplay_gym.executors.runner import ALONE, FRAME, STEADY
 from selfplay_gym.executors.tickets import FULL, NUMERIC, Parcel, Ticket
 from selfplay_gym.types import Execution, Status, Tier
@@ -277,7 +278,7 @@ def _check_count(executions: list[Execution], ticket: Ticket) -> None:
 def _execution(status: Status, payload: bytes, line: int, seconds: float) -> Execution:
     if status is Status.OK:
         value = payload.decode("utf-8", "replace")
-        if _is_canonical(value):
+        if remembered_if_short(_is_canonical, value):
             return Execution(status, value, cpu_seconds=seconds)
         # The child's own code writes nothing else, so the program wrote this frame itself.
         return Execution(Status.CRASHED, error_type="protocol", cpu_seconds=seconds)

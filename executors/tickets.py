@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from selfplay_gym import literals
+from selfplay_gym.executors.cache import remembered_if_short
 from selfplay_gym.executors.modules import LIGHT
 from selfplay_gym.executors.policy import MAX_SOURCE, Refusal, refusal
 from selfplay_gym.types import Execution, Job, Status
@@ -92,8 +93,8 @@ class Ticket:
         program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
         inputs: Iterable[str | bytes] = job.inputs
         if job.literal_inputs:
-            most = literals.MAX_TEXT + 1  # is refused as any more, and less to keep
-            inputs = [_marshalled(text[:most]) for text in job.inputs]
+            most = literals.MAX_TEXT + 1  # is refused as any more, and less to read
+            inputs = [remembered_if_short(_marshalled, text[:most]) for text in job.inputs]
         cpu_seconds = FAST_SECONDS if self.is_hurried else limits.cpu_seconds
         numbers = (cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
         return (
@@ -125,7 +126,8 @@ class Parcel:
     def start_clock(self) -> None:
         """Say that its server has nothing before it to do."""
         seconds = sum(len(ticket.runs) * (ticket.job.limits.wall_seconds + 1.0) for ticket in self.tickets)
-        self.deadline = time.monotonic() + seconds + _SLACK_SECONDS
+        # Twice: what a kept child may not judge runs from the start in a fresh one.
+        self.deadline = time.monotonic() + 2 * seconds + _SLACK_SECONDS
 
 
 def next_parcel(waiting: deque[Ticket], most: int) -> Parcel:
@@ -157,7 +159,8 @@ def refused_before_running(job: Job) -> Execution | None:
     if job.policy == "strict" and isinstance(job.program, bytes):  # text would have been decoded
         return Execution(Status.FORBIDDEN, None, "source", "not UTF-8")
     if job.policy == "strict" and isinstance(job.program, str):
-        refused = _cached_refusal(job.program[: MAX_SOURCE + 1])  # one more is refused as any more, and less to keep
+        # One more is refused as any more.
+        refused = remembered_if_short(_cached_refusal, job.program[: MAX_SOURCE + 1])
         if refused is not None:
             return Execution(Status.FORBIDDEN, None, refused.name, refused.message, refused.line)
     return None

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from selfplay_gym import literals
-from selfplay_gym.executors import compiler
+from selfplay_gym.executors import compiler, connection, tickets
+from selfplay_gym.executors.cache import remembered_if_short
 from selfplay_gym.executors.compiler import CODE_FD, SOURCE_FD, Compiler, compiled
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.executors.tickets import is_light
@@ -301,3 +302,24 @@ def test_the_trainer_compiles_no_literal(executor, monkeypatch):
 
     monkeypatch.setattr("builtins.compile", only_parse)
     assert one(executor, "def f(x): return x", "'never seen before'").value == "'never seen before'"
+
+
+def test_a_job_that_a_kept_and_a_fresh_child_run_to_its_clock_is_no_hung_server(monkeypatch):
+    monkeypatch.setattr(tickets, "_SLACK_SECONDS", 0.1)
+    program = "import time\ndef f():\n    time.sleep(1.8)\n    raise MemoryError"
+    with SandboxExecutor(workers=1, cache_bytes=0) as executor:
+        result = one(executor, program, limits=Limits(cpu_seconds=0.1, wall_seconds=2.0))
+    assert result.status is Status.MEMORY
+
+
+@pytest.mark.parametrize("remembers", [tickets._marshalled, tickets._cached_refusal, connection._is_canonical])
+def test_only_short_texts_are_remembered(remembers):
+    """Thousands of long ones took the trainer gigabytes."""
+    before = remembers.cache_info().currsize
+    for number in range(2):
+        text = f"'{'a' * 5000} {number}'"
+        assert remembered_if_short(remembers, text) == remembers.__wrapped__(text)
+    assert remembers.cache_info().currsize == before
+    remembers.cache_clear()
+    remembered_if_short(remembers, "'a'")
+    assert remembers.cache_info().currsize == 1
