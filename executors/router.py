@@ -75,10 +75,11 @@ _INNER = (
     types.FrameType, types.FunctionType, types.GeneratorType, types.GetSetDescriptorType, types.MappingProxyType,
     types.MethodType, types.ModuleType, types.TracebackType, BaseException, type,
 )  # fmt: skip
-# What a class may define; none of it is called when another program runs.
+# What a class may define; none of it is called when another program runs. Not `__exit__`: it is handed classes, of
+# which some, such as the runner's own, take attributes and are there for the next program.
 _SPECIAL = frozenset((
     "__abs__", "__add__", "__and__", "__bool__", "__call__", "__classcell__", "__contains__", "__delitem__",
-    "__doc__", "__enter__", "__eq__", "__exit__", "__firstlineno__", "__float__", "__floordiv__", "__ge__",
+    "__doc__", "__eq__", "__firstlineno__", "__float__", "__floordiv__", "__ge__",
     "__getitem__", "__gt__", "__hash__", "__iadd__", "__init__", "__int__", "__iter__", "__le__", "__len__",
     "__lt__", "__mod__", "__module__", "__mul__", "__ne__", "__neg__", "__next__", "__or__", "__pow__",
     "__qualname__", "__radd__", "__repr__", "__rmul__", "__rsub__", "__setitem__", "__slots__",

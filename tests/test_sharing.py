@@ -107,6 +107,7 @@ ALONE = [
     "import math as _m\nfrom collections import _sys\ndef f(x): return x",
     "def f(x): return '{0.real}'.format(x)",
     "def f(x): return [*map(str.format_map, [x], [{}])]",
+    "class A:\n    def __enter__(self): pass\n    def __exit__(self, t, v, trace): t.left = 1\ndef f(x):\n    with A(): x()",
     "T = type\ndef f(x):\n    def g(): return __builtins__\n    return g()",
 ]
 
@@ -289,6 +290,26 @@ def test_what_a_neighbour_left_in_a_cache_is_not_found(executor, router, name, c
     neighbour, asks = (job(program, "'aAb'", check_determinism=check_determinism) for program in CACHED[name])
     (alone,) = executor.run([asks])
     assert executor.run([neighbour, neighbour, asks])[-1][0].outcome == alone[0].outcome
+
+
+@pytest.mark.parametrize("check_determinism", [False, True])
+def test_what_a_neighbour_left_on_a_class_of_the_runner_is_not_found(executor, check_determinism):
+    """`__exit__` is handed the class of what stops a program that prints too much."""
+    program = """
+class A:
+    def __enter__(self): pass
+    def __exit__(self, kind, error, trace):
+        {act}
+        return True
+def f():
+    with A(): print('x' * (2**20 + 1))
+    return A.found
+A.found = 'nothing'
+"""
+    leaves, finds = (program.format(act=act) for act in ("kind.left = 'the answer'", "A.found = kind.left"))
+    answers = executor.run([job(text, "", check_determinism=check_determinism) for text in (leaves, HONEST, finds)])
+    assert answers[0][0].value == "'nothing'"
+    assert answers[2][0].error_type == "AttributeError"
 
 
 def test_a_difference_is_seen_alone_before_it_counts(executor):
