@@ -342,8 +342,11 @@ def test_a_signal_left_behind_reaches_no_other_job(executor):
     """Delivered to the next job, it would write kilobytes to a place that the earlier one chose."""
     one(executor, DOUBLE, "1")
     child = kept_child(executor)
-    assert one(executor, LEAVES_A_SIGNAL).value == "1"
-    assert {one(executor, HONEST, "7").value for _ in range(4)} == {HONEST_VALUE}
+    for _ in range(100):  # the timer strikes at a tick of the kernel, if one falls into its few milliseconds
+        assert one(executor, LEAVES_A_SIGNAL).value == "1"
+        assert {one(executor, HONEST, "7").value for _ in range(4)} == {HONEST_VALUE}
+        if kept_child(executor) != child:
+            break
     assert kept_child(executor) != child
 
 
