@@ -135,6 +135,9 @@ def preload(light: bool, packages: str) -> None:
             with contextlib.suppress(ImportError):
                 import_module(name)
         sys.path.remove(packages)
+        generators = sys.modules.get("numpy.random.bit_generator")
+        if hasattr(generators, "randbits"):  # would ask the kernel, also where a seed is given; the kernel refuses
+            vars(generators)["randbits"] = sys.modules["random"].Random().getrandbits
 
 
 class _ByType(dict[tuple[object, ...], object]):

@@ -89,6 +89,10 @@ def test_plain_programs_get_numpy_and_strict_ones_do_not():
         assert started(executor) == {"A", "A numeric", "B numeric"}
         assert one(executor, program, "[[1]]", policy="strict").status is Status.FORBIDDEN
         assert one(executor, program.encode(), "[[1]]").value == "([[2]], 1)"
+        seeded = "import numpy\ndef f(): return numpy.random.RandomState(3).randint(0, 99, 4).tolist()"
+        assert one(executor, seeded, check_determinism=True).value == "[24, 3, 56, 72]"
+        unseeded = "import numpy\ndef f(): return numpy.random.default_rng().random()"
+        assert one(executor, unseeded, check_determinism=True).status is Status.NONDETERMINISTIC
         noise = "import numpy\ndef f(): return numpy.random.rand()"
         assert one(executor, noise, check_determinism=True).status is Status.NONDETERMINISTIC
         reaches = "import numpy.ctypeslib\ndef f(): return numpy.ctypeslib.ctypes.CDLL(None).fork()"

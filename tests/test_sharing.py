@@ -107,7 +107,7 @@ ALONE = [
     "import math as _m\nfrom collections import _sys\ndef f(x): return x",
     "def f(x): return '{0.real}'.format(x)",
     "def f(x): return [*map(str.format_map, [x], [{}])]",
-    "class A:\n    def __enter__(self): pass\n    def __exit__(self, t, v, trace): t.left = 1\ndef f(x):\n    with A(): x()",
+    "class A:\n    def __enter__(self): pass\n    def __exit__(self, t, v, w): t.x = 1\ndef f(x):\n    with A(): x()",
     "T = type\ndef f(x):\n    def g(): return __builtins__\n    return g()",
 ]
 
