@@ -136,15 +136,26 @@ class Null(io.TextIOBase):
 
 
 _now = 0.0
+_deadline = 0.0  # of the run, on the clock of the thread
 _armed = False
 _fired = False
 
 
 def _on_timer(number: int, frame: object) -> None:
+    """End the run if its budget is spent: the timer counts whole ticks, and beside busy neighbours it is early."""
     global _fired
     if _armed:
+        left = _deadline - _thread_time()
+        if left > 0:
+            _arm(max(left, 0.001))
+            return
         _fired = True
         raise _Expired
+
+
+def _arm(seconds: float) -> None:
+    # It fires again and again: a program may catch the exception and go on.
+    _setitimer(_ITIMER_PROF, seconds, max(seconds / 10, 0.01))
 
 
 ROOM_BYTES = 8 * 2**20  # beside its limit a program alone has as much again
@@ -282,15 +293,15 @@ def _look_at_clock() -> float:
 
 
 def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
-    global _armed, _fired
+    global _armed, _deadline, _fired
     budget = program.job.cpu_seconds
     begin = _now
+    _deadline = begin + budget
     _fired, _armed = False, True
     outcome: Outcome = (TIMEOUT, 0, b"cpu\0")
     try:
         try:
-            # It fires again and again: a program may catch the exception and go on.
-            _setitimer(_ITIMER_PROF, budget, max(budget / 10, 0.01))
+            _arm(budget)
             outcome = program.run(supply)
         finally:
             _armed = False

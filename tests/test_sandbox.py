@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from selfplay_gym.errors import ExecutorError
+from selfplay_gym.executors import runner
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
 
@@ -244,7 +245,30 @@ def test_a_timeout_costs_its_budget_and_little_more(executor):
     # Clock time would measure the neighbours.
     limits = Limits(cpu_seconds=0.2, wall_seconds=20)
     soft = one(executor, LOOP, "1", limits=limits)
-    assert 0.15 < soft.cpu_seconds < 0.3
+    assert 0.199 < soft.cpu_seconds < 0.3
+
+
+def test_a_timeout_that_a_program_holds_off_costs_little_more_either(executor):
+    program = "import signal\ndef f():\n    signal.setitimer(signal.ITIMER_PROF, 0)\n    while True: pass"
+    before = executor.cpu_seconds()
+    assert one(executor, program, limits=Limits(cpu_seconds=0.6, wall_seconds=20)).status is Status.TIMEOUT
+    assert executor.cpu_seconds() - before < 1.6 * 0.6 + 0.2
+
+
+def test_no_run_times_out_before_its_budget_is_spent(monkeypatch):
+    """The kernel's timer may be early on a busy host; the clock of the thread decides."""
+    armed = []
+    monkeypatch.setattr(runner, "_setitimer", lambda which, seconds, interval: armed.append(seconds))
+    monkeypatch.setattr(runner, "_armed", True)
+    monkeypatch.setattr(runner, "_fired", False)
+    monkeypatch.setattr(runner, "_deadline", time.thread_time() + 60)
+    runner._on_timer(0, None)
+    assert not runner._fired
+    assert 50 < armed[0] <= 60
+    monkeypatch.setattr(runner, "_deadline", time.thread_time())
+    with pytest.raises(runner._Expired):
+        runner._on_timer(0, None)
+    assert runner._fired
 
 
 def test_strict_policy_forbids_without_running(executor):
@@ -344,6 +368,23 @@ def test_a_server_killed_in_mid_batch_loses_and_doubles_nothing(executor):
     answers = executor.run(jobs)
     killer.join()
     assert [[e.value for e in answer] for answer in answers] == [[str(n), str(-n)] for n in range(12)]
+
+
+def test_a_job_alone_whose_server_dies_once_is_run_again(executor):
+    def kill_one():
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            for server in list(executor._pool.all()):
+                if server.under_way and server.has_begun:
+                    os.kill(server._keeper.pid, signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = one(executor, "def f(x):\n    for i in range(10 ** 7): pass\n    return x", "7", limits=Limits(5, 20))
+    killer.join()
+    assert (result.status, result.value) == (Status.OK, "7")
 
 
 def busy_children(executor) -> list[int]:
@@ -475,14 +516,21 @@ def test_closing_leaves_no_process():
 
 @pytest.mark.parametrize("tier", [Tier.FULL, Tier.FILTER_ONLY])
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_trainer_killed_outright_leaves_no_process(tier, busy):
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_trainer_killed_outright_leaves_no_process(tier, busy, forked):
+    """Also where a fork of the trainer lives on, and holds the sockets of the servers open."""
     script = f"""
-        import sys
+        import os, sys, time
         from selfplay_gym.executors.sandbox import SandboxExecutor
         from selfplay_gym.types import Job, Limits
         executor = SandboxExecutor(cache_bytes=0, workers=1, tier={str(tier)!r})
         executor.run([Job("def f(): return 1", ("",), check_determinism=True)])
         print(*[server._keeper.pid for server in executor._pool.all()], flush=True)
+        fork = os.fork() if {forked} else -1
+        if not fork:
+            os.closerange(0, 3)
+            time.sleep(60)
+        os.write(1, b"%d\\n" % fork)
         if {busy}:
             executor.run([Job("def f():\\n    while True: pass", ("",), limits=Limits(60, 60))])
         sys.stdin.read()
@@ -492,9 +540,14 @@ def test_a_trainer_killed_outright_leaves_no_process(tier, busy):
     ) as trainer:
         leaders = [int(word) for word in trainer.stdout.readline().split()]
         assert len(leaders) == 2
+        fork = int(trainer.stdout.readline())
         time.sleep(0.1)
         trainer.kill()
-    assert all_end(leaders)
+    try:
+        assert all_end(leaders)
+    finally:
+        if forked:
+            os.kill(fork, signal.SIGKILL)
 
 
 def test_a_forked_trainer_is_told_to_make_its_own():
@@ -521,6 +574,14 @@ def test_every_wall_is_reported(executor):
     assert ("empty_root" in walls) == (executor.tier is Tier.FULL)
     assert executor.describe()["tier"] == executor.tier
     assert str(executor.tier) in executor.doctor()[0]
+
+
+def test_no_process_of_the_sandbox_belongs_to_root(executor):
+    one(executor, DOUBLE, "1", check_determinism=True)
+    for leader in sessions(executor):
+        for process in processes_of(leader):
+            status = Path(f"/proc/{process}/status").read_text()
+            assert not re.search(r"^[UG]id:.*\b0\b", status, re.MULTILINE)
 
 
 def test_process_only_must_be_asked_for():
@@ -553,17 +614,25 @@ def in_helper(setup: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_host_that_refuses_user_namespaces_gives_filter_only():
-    setup = """
 # A user namespace of our own, whose limits we may set; before any import that starts threads.
+_BE_ANOTHER = """
 user, group = os.getuid(), os.getgid()
 assert ctypes.CDLL(None).unshare(0x10000000) == 0
 Path("/proc/self/setgroups").write_text("deny")
-Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-Path("/proc/sys/user/max_user_namespaces").write_text("0")
+Path("/proc/self/uid_map").write_text(f"{new} {{user}} 1")
+Path("/proc/self/gid_map").write_text(f"{new} {{group}} 1")
+assert os.getuid() == {new}
 """
-    assert in_helper(setup) == "filter_only 1"
+
+
+def test_a_host_that_refuses_user_namespaces_gives_filter_only():
+    refuse = 'Path("/proc/sys/user/max_user_namespaces").write_text("0")\n'
+    assert in_helper(_BE_ANOTHER.format(new=0) + refuse) == "filter_only 1"
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_root_and_a_plain_user_get_every_wall(user):
+    assert in_helper(_BE_ANOTHER.format(new=user)) == "full 1"
 
 
 def test_a_host_that_refuses_filters_gives_no_sandbox():

@@ -224,6 +224,7 @@ RESOURCES = {
         "import signal; signal.pthread_sigmask(signal.SIG_SETMASK, range(1, 65))\nwhile True: pass",
         TIMEOUT,
     ),
+    "stops itself": ("import signal; signal.raise_signal(signal.SIGSTOP)", ERROR),
     "one long operation": ("return len(str(10 ** 10 ** 8))", (TIMEOUT, MEMORY, ERROR)),
     "long regular expression": ("import re; return re.match('(a+)+b', 'a' * 60)", TIMEOUT),
     "endless text of an exception": (
@@ -411,6 +412,63 @@ def test_the_filter_decides_as_its_table_says(table):
     assert call(table, table.allowed[0], audit=0x40000003) == "kill"  # 32-bit calling convention
     if table.foreign:
         assert call(table, table.foreign + 1) == "kill"
+
+
+# The numbers as the kernel has them in asm/unistd_64.h and asm-generic/unistd.h: x86-64, then aarch64.
+NUMBERS = {
+    "allow": {
+        "munmap": (11, 215), "brk": (12, 214), "rt_sigreturn": (15, 139), "sched_yield": (24, 124),
+        "nanosleep": (35, 101), "getitimer": (36, 102), "setitimer": (38, 103), "exit": (60, 93),
+        "exit_group": (231, 94), "gettimeofday": (96, 169), "getrusage": (98, 165), "times": (100, 153),
+        "futex": (202, 98), "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115),
+        "madvise": (28, 233), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "sigaltstack": (131, 132),
+        "rseq": (334, 293), "restart_syscall": (219, 128),
+    },
+    "kill": {
+        "clone": (56, 220), "clone3": (435, 435), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
+        "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "unshare": (272, 97), "setns": (308, 268),
+        "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "bpf": (321, 280),
+        "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
+        "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "add_key": (248, 217),
+        "request_key": (249, 218), "keyctl": (250, 219), "init_module": (175, 105), "finit_module": (313, 273),
+        "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
+        "swapon": (167, 224), "swapoff": (168, 225), "personality": (135, 92),
+    },
+    "refuse": {
+        "read": (0, 63), "openat": (257, 56), "openat2": (437, 437), "close": (3, 57), "dup": (32, 23),
+        "dup3": (292, 24), "fcntl": (72, 25), "ioctl": (16, 29), "sendfile": (40, 71), "splice": (275, 76),
+        "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "sendto": (44, 206),
+        "recvfrom": (45, 207), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
+        "rt_sigqueueinfo": (129, 138), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424),
+        "pidfd_getfd": (438, 438), "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178),
+        "getuid": (102, 174), "setuid": (105, 146), "setgid": (106, 144), "capset": (126, 91), "prctl": (157, 167),
+        "prlimit64": (302, 261), "seccomp": (317, 277), "getrandom": (318, 278), "memfd_create": (319, 279),
+        "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196), "mq_open": (240, 180),
+        "mknodat": (259, 33), "unlinkat": (263, 35), "mkdirat": (258, 34), "linkat": (265, 37),
+        "symlinkat": (266, 36), "renameat2": (316, 276), "fchmodat": (268, 53), "statx": (332, 291),
+        "getdents64": (217, 61), "chdir": (80, 49), "getcwd": (79, 17), "rt_sigsuspend": (130, 133),
+        "timer_create": (222, 107), "sched_setaffinity": (203, 122), "setpriority": (141, 140),
+        "landlock_create_ruleset": (444, 444), "open_tree": (428, 428), "move_mount": (429, 429),
+        "fsopen": (430, 430), "mount_setattr": (442, 442), "name_to_handle_at": (303, 264),
+        "open_by_handle_at": (304, 265), "quotactl": (179, 60), "acct": (163, 89), "sethostname": (170, 161),
+        "clock_settime": (227, 112), "settimeofday": (164, 170), "mlock": (149, 228), "mremap": (25, 216),
+        "pkey_mprotect": (329, 288), "remap_file_pages": (216, 234), "process_madvise": (440, 440),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verdict", NUMBERS)
+def test_both_architectures_name_the_same_calls(verdict):
+    for name, numbers in NUMBERS[verdict].items():
+        for table, number in zip((seccomp.X86_64, seccomp.AARCH64), numbers, strict=True):
+            assert call(table, number, 9) == verdict, name
+    assert [(t.read, t.write, t.mmap, t.mprotect) for t in (seccomp.X86_64, seccomp.AARCH64)] == [
+        (0, 1, 9, 10), (63, 64, 222, 226)
+    ]  # fmt: skip
+    if verdict != "refuse":
+        said = {n for low, high in seccomp.AARCH64.deadly for n in range(low, high + 1)}
+        said = said if verdict == "kill" else {*seccomp.AARCH64.allowed, *seccomp.AARCH64.lasting, 103}
+        assert said == {aarch64 for _, aarch64 in NUMBERS[verdict].values()}
 
 
 @pytest.mark.parametrize("table", seccomp.TABLES.values(), ids=seccomp.TABLES)

@@ -284,6 +284,12 @@ def test_the_longest_message_of_an_error_is_no_breach_of_protocol(executor, mess
     assert len(result.error_type) == 80
 
 
+def test_a_job_larger_than_a_message_gets_its_status(executor):
+    result = one(executor, "#" * 2**26 + "#", "1")
+    assert (result.status, result.error_type) == (Status.MEMORY, "source")
+    assert one(executor, DOUBLE, "4").value == "8"
+
+
 def test_one_job_may_have_many_inputs(executor):
     numbers = range(20_000)
     assert [r.value for r in run(executor, DOUBLE, *map(str, numbers))] == [str(2 * number) for number in numbers]

@@ -100,6 +100,24 @@ def test_plain_programs_get_numpy_and_strict_ones_do_not():
         assert one(executor, "import json\ndef f(): return json.dumps(1)").value == "'1'"
 
 
+LATE = {  # modules that Python itself imports when it first needs them
+    "from __future__ import annotations\ndef f(x: nothing_such): return x": "1",
+    "import datetime\ndef f(x): return datetime.datetime.strptime('2024-01-02', '%Y-%m-%d').day": "2",
+    "import time\ndef f(x): return time.strptime('12:30', '%H:%M').tm_hour": "12",
+    "def f(x): return '\\N{BULLET}'": "'•'",
+    "def f(x): return b'\\xe9'.decode('latin-1').encode('utf-16-le')": r"b'\xe9\x00'",
+    "import re\ndef f(x): return re.sub(r'(?i:(a+))|\\d', '<\\g<0>>', 'AAb1')": "'<AA>b<1>'",
+    "import traceback\ndef f(x):\n    try: 1 / 0\n    except Exception: return traceback.format_exc()[-18:]": (
+        r"' division by zero\n'"
+    ),
+}
+
+
+@pytest.mark.parametrize("program", LATE)
+def test_what_python_imports_late_is_there(executor, forking, program):
+    assert {one(where, program, "1").value for where in (executor, forking)} == {LATE[program]}
+
+
 HIDDEN_IMPORT = "g = globals()['__builtins__'].__dict__['__im' + 'port__']\n"
 
 

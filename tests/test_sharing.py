@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfplay_gym.bench_programs import programs
@@ -25,7 +25,7 @@ from selfplay_gym.executors.scheduling import Batch, Memory
 from selfplay_gym.executors.tickets import LARGEST_PARCEL, Ticket, next_parcel
 from selfplay_gym.types import Execution, Job, Limits, Status, Tier
 from tests.test_kept_children import hostile_jobs, outcome
-from tests.test_sandbox import LOOP, job, one
+from tests.test_sandbox import DOUBLE, LOOP, job, one
 from tests.test_sandbox_attacks import HONEST, HOST, NOT_VALUES, PATCHES, RESOURCES
 
 ROOT = Path(__file__).parent.parent
@@ -216,32 +216,47 @@ def test_tampering_with_the_interpreter_shows(name):
     assert done.stdout == "True\n"
 
 
-def test_jobs_that_tampered_or_died_together_leave_no_known_answer():
-    """With a router that lets everything through, the closing answer is wrong: all would be run again alone."""
-    script = """
-        from selfplay_gym.executors import runner
-        import marshal
-        class Careless(runner.Router):
-            def shares(self, code): return True
-        runner._router = Careless()
-        def batch(*programs):
-            inputs = (marshal.dumps(([], {})),)
-            return [runner.Job(p, True, "f", inputs, (0,), True, False, 5.0, 5.0, 2**28, 999) for p in programs]
-        runner.reset()
-        fine, bad = b"def f(): return 1", b"import builtins\\ndef f(): builtins.abs = len"
-        answers = [list(runner._shared_frames(jobs))[-1] for jobs in (batch(fine, fine), batch(fine, bad))]
-        import os
-        os.write(1, b"%d %d" % (answers[0][4], answers[1][4]))
+CARELESS = """
+    import marshal, os
+    from selfplay_gym.executors import runner, walls
+    from selfplay_gym.executors.children import Children, Filters
+    class Careless(runner.Router):
+        def shares(self, code): return True
+    runner._router = Careless()
+    runner.reset()
+    children = Children(runner, "process_only", Filters(None, None, None), walls.address_space(), None)
+    children.learn_known_answer()
+    def statuses(*programs):
+        inputs = (marshal.dumps(([], {})),)
+        jobs = [runner.Job(p, True, "f", inputs, (0,), True, False, 5.0, 5.0, 2**28, 999) for p in programs]
+        return b" ".join(b"%d" % frame[4] for frames in children.run(jobs, b"") for frame in frames)
+"""
+NO_GOOD_NEIGHBOURS = {
+    "changes what the known answer uses": "import builtins\ndef f(): builtins.abs = len",
+    "changes what the known answer does not use": "import math\ndef f(): math.gcd = max",
+    "ends the process": "import os\ndef f(): os._exit(0)",
+    "dies of a signal": "import os\ndef f(): os.kill(os.getpid(), 11)",
+    "says something of its own": "import os\ndef f(): os.write(3, bytes(13))",
+}
+
+
+@pytest.mark.parametrize("name", NO_GOOD_NEIGHBOURS)
+def test_jobs_that_tampered_or_died_together_leave_no_answer(name):
+    """With a router that lets everything through, all that shared the child are told to run again alone."""
+    script = f"""
+        fine, bad = b"def f(): return 1", {NO_GOOD_NEIGHBOURS[name].encode()!r}
+        for others in ([fine, fine], [fine, bad], [bad, fine]):
+            os.write(1, statuses(*others) + b";")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-c", textwrap.dedent(CARELESS) + textwrap.dedent(script)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=60,
         check=True,
     )
-    assert done.stdout == "0 1"  # OK, then ERROR
+    assert done.stdout == "0 0;9 9;9 9;"  # OK, then ALONE
 
 
 # --- neighbours ------------------------------------------------------------------------------------------------------
@@ -354,6 +369,32 @@ def test_a_program_that_needs_longer_gets_its_whole_budget(executor):
     assert answers[0][0].cpu_seconds > 0.1
 
 
+def test_what_runs_long_spends_little_of_its_budget_in_company(executor):
+    before = executor.cpu_seconds()
+    answers = executor.run([job(LOOP, "1", limits=Limits(cpu_seconds=0.6, wall_seconds=20)), job(DOUBLE, "4")])
+    assert [result.status for (result,) in answers] == [Status.TIMEOUT, Status.OK]
+    assert executor.cpu_seconds() - before < 1.1  # or it would be twice the budget
+
+
+@pytest.mark.parametrize("child_per", ["batch", "program", "run"])
+def test_what_has_a_child_to_itself(monkeypatch, child_per):
+    shared = []
+
+    def seen(waiting, most):
+        parcel = next_parcel(waiting, most)
+        shared.append(len(parcel.tickets))
+        return parcel
+
+    monkeypatch.setattr(scheduling, "next_parcel", seen)
+    counts = "import math\ndef f(x):\n    math.n = getattr(math, 'n', 0) + 1\n    return math.n"
+    with SandboxExecutor(workers=1, child_per=child_per, cache_bytes=0) as executor:
+        answers = executor.run([job(DOUBLE, str(n)) for n in range(10)])
+        assert [result.value for (result,) in answers] == [str(2 * n) for n in range(10)]
+        assert max(shared) == (10 if child_per == "batch" else 1)
+        (runs,) = executor.run([job(counts, "1", "1")])
+        assert [result.value for result in runs] == ["1", "1" if child_per == "run" else "2"]
+
+
 def test_memory_that_neighbours_took_is_no_verdict_on_the_next(executor):
     hoards = "def f():\n    x = [0] * 5000000\n    x[0] = x\n    return 1"
     asks = "def f():\n    try: return len(bytes(50 * 2**20))\n    except Exception: return 'refused'"
@@ -463,6 +504,7 @@ def ticket(program: str = "x", shares: bool = True, memory: int = 2**28) -> Tick
     return made
 
 
+@example([(1, True, 2**28)] * 200)
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.booleans(), st.sampled_from([2**26, 2**28])), max_size=200))
 def test_parcels_hold_every_ticket_once_and_keep_their_bounds(shapes):
     tickets = [ticket("x" * length, shares, memory) for length, shares, memory in shapes]
@@ -503,6 +545,7 @@ OK = Execution(Status.OK, "1")
         (Execution(Status.TIMEOUT, error_type="wall"), False),
         (Execution(Status.NO_VERDICT, error_type="server"), False),
         (Execution(Status.MEMORY, error_type="MemoryError"), False),
+        (Execution(Status.CRASHED, error_type="SIGSEGV"), False),
     ],
 )
 def test_our_own_failures_are_never_kept(execution, kept):
@@ -532,6 +575,20 @@ def test_the_async_face_answers_the_same(executor):
     assert [a[0][0].value for a in asyncio.run(several())] == [
         a[0].value for a in executor.run([job(HONEST, str(n)) for n in range(5)])
     ]
+
+
+def test_the_async_face_leaves_the_loop_to_others(executor):
+    async def both():
+        waiting = asyncio.create_task(executor.arun([job(LOOP, "1", limits=Limits(0.3, 10.0))]))
+        turns = 0
+        while not waiting.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        return turns, await waiting
+
+    turns, ((result,),) = asyncio.run(both())
+    assert result.status is Status.TIMEOUT
+    assert turns > 2
 
 
 @pytest.mark.parametrize(
