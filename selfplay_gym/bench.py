@@ -51,8 +51,9 @@ class Target:
         name: The row of the tables that it belongs to.
         measured: The figure; None where this host cannot show it.
         limit: What it should at most be, or at least.
-        at_least: Which of the two.
         unit: What follows the figure.
+        at_least: Which of the two.
+        strictly: The limit itself is not enough.
     """
 
     name: str
@@ -60,17 +61,21 @@ class Target:
     limit: float
     unit: str
     at_least: bool = False
+    strictly: bool = False
 
     @property
     def met(self) -> bool | None:
         """Whether it is as it should be; None if it was not measured."""
         if self.measured is None:
             return None
+        if self.strictly and self.measured == self.limit:
+            return False
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
     def __str__(self) -> str:
         said = {True: "met", False: "missed", None: "not measured"}[self.met]
-        return f"{'>=' if self.at_least else '<='} {self.limit:g}{self.unit} {said}"
+        sign = (">" if self.at_least else "<") + ("" if self.strictly else "=")
+        return f"{sign} {self.limit:g}{self.unit} {said}"
 
 
 @dataclass(frozen=True)

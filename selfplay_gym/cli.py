@@ -36,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+bench = typer.Typer(help="Measure, and say which targets that meets.")
+app.add_typer(bench, name="bench")
 # No markup: what is printed may hold a model's or a program's words.
 console = Console(markup=False, emoji=False, highlight=False)
 
@@ -295,22 +297,62 @@ def pretrain(
     console.print(f"The policy is in {output}; measure it with: selfplay-gym eval {output} --suite nano")
 
 
-@app.command()
-def bench(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="What to measure: executor.")],
+@bench.command(name="executor")
+def bench_executor(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the medians are shown.")] = 7,
     thorough: Annotated[bool, typer.Option("--thorough", help="Also a call of 100,000 jobs.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure speed as ratios within one run, and which targets that meets."""
-    if what != "executor":
-        raise UsageError(registry.unknown("benchmark", what, ["executor"]))
+    """Measure the sandbox's speed as ratios within one run, and which targets that meets; a minute."""
     _check_places(json_file)
-    from selfplay_gym.bench import LARGEST_CALL, Plan, bench_executor
+    from selfplay_gym.bench import LARGEST_CALL, Plan
+    from selfplay_gym.bench import bench_executor as measure
 
     sizes = (*Plan.sizes, LARGEST_CALL) if thorough else Plan.sizes
-    result = bench_executor(Plan(rounds, sizes=sizes), _progress_console())
+    result = measure(Plan(rounds, sizes=sizes), _progress_console())
     _show(result.table(), result.as_dict(), json_file)
+
+
+@bench.command(name="learning")
+def bench_learning(
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of everything; what is finished there is not done again.")
+    ] = Path("runs/bench-learning"),
+    recipe: Annotated[str, typer.Option(help="What all arms are made of.")] = "nano",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override it for all arms; may be repeated.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of self-play; by default the recipe's.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm.")] = 3,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            show_default="all",
+            help="self-play, frozen-proposer, flat-reward, probes-not-reused, lax-gate; self-play must be there.",
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many problems of a suite.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare self-play with arms that lack one part of it, at equal numbers of tokens; hours, one run a core."""
+    _check_places(json_file)
+    _prepare_torch()
+    from selfplay_gym.training import learning
+
+    names = tuple(learning.ARMS) if arms is None else tuple(name for name in map(str.strip, arms.split(",")) if name)
+    plan = learning.Plan(
+        output, recipe, tuple(settings or ()), steps, seeds, names, data_dir=data_dir, limit=limit
+    )  # fmt: skip
+    console = _progress_console()
+    try:
+        result = learning.bench_learning(plan, console)
+    except KeyboardInterrupt:
+        console.print(f"What is finished is kept in {output}; the same command goes on.", soft_wrap=True, markup=False)
+        raise
+    _show(result.table(), result.as_dict(), json_file)
+    console.print(f"curves and tables: {output / 'learning.html'}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command(name="list")

@@ -141,9 +141,14 @@ def files(folder: Path) -> list[str]:
 # -- usage -------------------------------------------------------------------------------------------------------------
 
 
-def commands() -> list[str]:
-    group = typer.main.get_command(cli.app)
-    return sorted(group.commands)  # type: ignore[attr-defined]
+def commands(group: Any = None, above: str = "") -> dict[str, Any]:
+    """Return every command by what is typed for it, such as ``bench executor``."""
+    group = group or typer.main.get_command(cli.app)
+    found: dict[str, Any] = {}
+    for name, command in sorted(group.commands.items()):
+        path = f"{above} {name}".strip()
+        found |= commands(command, path) if hasattr(command, "commands") else {path: command}
+    return found
 
 
 def test_the_version_is_printed(run: Run) -> None:
@@ -153,13 +158,12 @@ def test_the_version_is_printed(run: Run) -> None:
 def test_without_arguments_the_help_is_shown(run: Run) -> None:
     answer = run()
     assert answer.code == 0
-    assert all(f" {name} " in answer.out for name in commands())
+    assert all(f" {name.split()[0]} " in answer.out for name in commands())
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_explains_itself_its_arguments_and_its_defaults(command: str) -> None:
-    group = typer.main.get_command(cli.app)
-    found = group.commands[command]  # type: ignore[attr-defined]
+    found = commands()[command]
     assert found.help
     for parameter in found.params:
         assert parameter.help, f"{command}: {parameter.name} has no help"
@@ -168,7 +172,7 @@ def test_every_command_explains_itself_its_arguments_and_its_defaults(command: s
 
 @pytest.mark.parametrize("command", commands())
 def test_help_reads_without_a_terminal(run: Run, command: str) -> None:
-    answer = run(command, "--help")
+    answer = run(*command.split(), "--help")
     assert (answer.code, answer.err) == (0, "")
     assert f"selfplay-gym {command}" in answer.out
 
@@ -197,8 +201,12 @@ def test_defaults_stand_in_the_help(run: Run) -> None:
         (["eval", "nano", "--suite", "nano", "--max-new-tokens", "0"], "'--max-new-tokens'"),
         (["eval", "nano", "--suite", "nano", "--limit", "-1"], "'--limit'"),
         (["compare", "a.json"], "Missing argument 'AFTER'"),
-        (["bench", "executer"], "did you mean 'executor'?"),
+        (["bench", "executer"], "Did you mean 'executor'?"),
         (["bench", "executor", "--rounds", "0"], "'--rounds'"),
+        (["bench", "executor", "--seeds", "2"], "No such option: --seeds"),
+        (["bench", "learning", "--rounds", "2"], "No such option: --rounds"),
+        (["bench", "learning", "--seeds", "0"], "'--seeds'"),
+        (["bench", "learning", "--steps", "0"], "'--steps'"),
         (["list", "famlies"], "did you mean 'families'?"),
         (["list", "xyz"], "there are accelerate, checks, environments, executors, families, recipes, suites"),
         (["pretrain", "out", "--examples", "0"], "'--examples'"),

@@ -11,7 +11,8 @@ import pytest
 
 from selfplay_gym.archive import Archive
 from selfplay_gym.errors import InvalidData
-from selfplay_gym.report import chart, write_report
+from selfplay_gym.page import chart
+from selfplay_gym.report import write_report
 from selfplay_gym.types import Task
 
 HOSTILE = (

@@ -213,7 +213,7 @@ def _free_port() -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Follow as one of the further ranks of the run in the folder named, started by the process named."""
-    _die_with(int(arguments[1]))
+    die_with(int(arguments[1]))
     from selfplay_gym.training.distributed import LeaderFailed
     from selfplay_gym.training.run import run_rank
 
@@ -240,7 +240,8 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """Let the system end this process when the one that started it ends, however that comes about."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
