@@ -18,7 +18,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -136,6 +136,25 @@ class StoredTask:
     def solve_rate(self) -> float | None:
         """Share of the latest attempts that passed; None before the first."""
         return self.solved / self.attempts if self.attempts else None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRejection:
+    """A refused proposal, for people to read.
+
+    Attributes:
+        check: What refused it.
+        step: When.
+        family: What it was proposed for.
+        detail: What the check said.
+        text: The completion, cut to 20 kB as the detail is.
+    """
+
+    check: str
+    step: int
+    family: str
+    detail: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,6 +577,34 @@ class Archive:
                 UNION SELECT l.reference FROM ancestors a JOIN lineage l ON l.task = a.id)
             SELECT id FROM ancestors ORDER BY id"""
         return [int(ancestor) for (ancestor,) in self._rows(query, task_id)]
+
+    def references(self, task_id: int) -> list[StoredTask]:
+        """Return the tasks that the proposer of a task was shown, in that order."""
+        rows = self._rows("SELECT reference FROM lineage WHERE task = ? ORDER BY place", task_id)
+        return [self.task(reference) for (reference,) in rows]
+
+    def hardest(self, count: int, *, ever_solved: bool) -> list[StoredTask]:
+        """Return tasks of the lowest solve rate above 0, or else the most tried of those that were never solved.
+
+        Attempts and solved ones are those of all records together, not of the latest. Reads whole tables: for reports.
+        """
+        hard = (
+            "sum(solved) > 0 ORDER BY 1.0 * sum(solved) / sum(attempts)," if ever_solved else "sum(solved) = 0 ORDER BY"
+        )
+        rows = self._rows(
+            f"""SELECT task, sum(attempts), sum(solved) FROM attempts GROUP BY task HAVING {hard} sum(attempts) DESC,
+            task DESC LIMIT ?""",
+            count,
+        )
+        return [replace(self.task(task_id), attempts=tried, solved=solved) for task_id, tried, solved in rows]
+
+    def rejection_samples(self) -> list[StoredRejection]:
+        """Return the newest rejection of each check, by its name. Reads a whole table: for reports."""
+        rows = self._rows(
+            """SELECT check_name, step, family, detail, text FROM rejections
+            WHERE id IN (SELECT max(id) FROM rejections GROUP BY check_name) ORDER BY check_name"""
+        )
+        return [StoredRejection(*row) for row in rows]
 
     @property
     def last_step(self) -> int | None:

@@ -260,7 +260,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")]) -> None:
-    """Write RUN/report.html: the result, the curves and the newest tasks, in one file."""
+    """Write RUN/report.html: the result, alarms, curves, times, refused, hardest and newest tasks, in one file."""
     from selfplay_gym.report import write_report
 
     typer.echo(write_report(run))

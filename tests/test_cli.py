@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import typer
 
-from selfplay_gym import __version__, cli, registry
+from selfplay_gym import __version__, alarms, cli, registry
 from selfplay_gym.archive import Archive
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.sandbox import SandboxExecutor
@@ -636,23 +636,10 @@ def test_a_run_holds_no_model_cards_with_blanks(run: Run, tmp_path: Path, recipe
 def test_a_family_that_admits_nothing_for_long_is_warned_of_once(
     run: Run, recipe: Path, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selfplay_gym.training.watch import Droughts
-
-    monkeypatch.setattr(Droughts, "LONG", 2)  # the policy's weights are random, and so are its proposals
+    monkeypatch.setattr(alarms, "DROUGHT", 2)  # the policy's weights are random, and so are its proposals
     shown = run("train", recipe, "--output", "out", "--set", "steps=3").out
     assert shown.count("has admitted no task") == 1
     assert "warning: step 2: deduction has admitted no task for 2 steps (rejected most in this one: " in shown
-
-
-def test_droughts_end_with_a_task() -> None:
-    from selfplay_gym.training.watch import Droughts
-
-    droughts = Droughts(["deduction", "error"])
-    nothing = {"propose/deduction/admitted": 0.5, "propose/error/admitted": 0.0}
-    found = [droughts.saw(nothing) for _ in range(Droughts.LONG)]
-    assert found == [[]] * (Droughts.LONG - 1) + [["error"]]
-    assert droughts.saw({**nothing, "propose/error/admitted": 0.25}) == []
-    assert [droughts.saw(nothing) for _ in range(Droughts.LONG)][-1] == ["error"]
 
 
 def test_a_folder_with_other_files_is_refused_and_left_as_it_is(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def test_a_run_of_any_length_has_a_report(tmp_path: Path, steps: int) -> None:
 def test_a_run_without_holdouts_has_no_empty_table(tmp_path: Path) -> None:
     page = read(make_run(tmp_path / "run", result={**RESULT, "holdout": [], "verdict": "No hold-out was asked for."}))
     assert "No hold-out was asked for." in page.text
-    assert page.tags.count("table") == 1  # the rejections
+    assert page.tags.count("table") == 2  # the phases and the rejections
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -152,7 +153,9 @@ def test_what_is_no_number_is_left_out_of_the_curves(tmp_path: Path, value: str)
     assert not [value for name, value in page.attributes if name == "points" and "nan" in (value or "")]
 
 
-@pytest.mark.parametrize("line", ["[]", "3", "{}", '{"step": null}', "nonsense", '{"step": 1' + "0" * 400 + "}"])
+@pytest.mark.parametrize(
+    "line", ["[]", "3", "{}", '{"step": null}', '{"step": NaN}', "nonsense", '{"step": 1' + "0" * 400 + "}"]
+)
 def test_a_broken_line_of_metrics_is_named(tmp_path: Path, line: str) -> None:
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
@@ -185,3 +188,92 @@ def test_a_chart_of_equal_values_has_a_height() -> None:
     drawn: Any = Page(chart({"a": [(1.0, 0.0), (2.0, 0.0)], "<b>": [(1.0, 1.0), (1.0, 1.0)]}))
     assert drawn.tags.count("polyline") == 2
     assert "<b>" in drawn.text
+
+
+# -- what the run warned of, and where time, tokens and proposals went -------------------------------------------------
+
+
+def write_steps(run: Path, steps: list[dict[str, object]]) -> Path:
+    lines = [json.dumps({"step": number, **record}) for number, record in enumerate(steps, start=1)]
+    (run / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    return run
+
+
+def test_alarms_that_rang_are_told_with_their_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "None rang." in read(run).text
+    write_steps(run, [{"propose/<b>/admitted": 0.0, "rejected/<i>": 3}] * 12)
+    page = read(run)
+    assert "Step 10: <b> has admitted no task for 10 steps (rejected most in this one: <i>)" in page.text
+    assert page.text.count("has admitted no task") == 1
+    assert not {"b", "i"} & set(page.tags)
+
+
+@pytest.mark.parametrize(("settings", "rings"), [({"mismatch": {"alarm": 0.5}}, True), ({"model": "old"}, False)])
+def test_the_limit_of_the_mismatch_is_the_run_s_own(tmp_path: Path, settings: object, rings: bool) -> None:
+    run = write_steps(make_run(tmp_path / "run"), [{"mismatch/mean": math.nan}, {"mismatch/mean": 0.6}])
+    (run / "config.yaml").write_text(json.dumps(settings))
+    assert ("above mismatch.alarm = 0.5" in read(run).text) is rings
+
+
+@pytest.mark.parametrize("settings", ["[", "[]", "{mismatch: 3}", "{mismatch: {alarm: high}}"])
+def test_broken_settings_are_named(tmp_path: Path, settings: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(settings)
+    with pytest.raises(InvalidData, match=r"config\.yaml was not written by a run"):
+        write_report(run)
+
+
+def test_time_is_told_by_phase_and_tokens_by_use(tmp_path: Path) -> None:
+    record = {"propose": 1.0, "gate": 0.5, "solve": 2.0, "judge": 0.5, "mismatch": 0.25, "update": 5.0, "step": 10.0}
+    step = {f"seconds/{phase}": seconds for phase, seconds in record.items()}
+    step |= {"tokens/sampled": 1000, "tokens/untrained": 200}
+    slow = {**step, "seconds/update": 15.0, "seconds/step": 20.0}
+    page = read(write_steps(make_run(tmp_path / "run"), [slow] * 20 + [step] * 20))
+    cells = page.text.partition("last 20")[2].partition("Sandbox:")[0]
+    for row in ("propose1.0006.71.000", "update10.00066.75.000", "other0.7505.00.750", "step15.000100.010.000"):
+        assert row in cells.replace("\n", ""), cells
+    assert "holdout" not in cells
+    assert "Sandbox: 6.7% of the time." in page.text
+    assert "Tokens: 40,000 sampled, 20.0% of them not trained on." in page.text
+
+
+def test_each_check_shows_the_newest_proposal_that_it_refused_and_not_all_of_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", text="the older one")
+    with Archive(run / "archive.sqlite") as store:
+        store.record_rejection(2, "deduction", "parse", HOSTILE, "the newer one" + "x" * 10_000)
+        store.record_rejection(2, "abduction", "new", "seen in step 1", "again")
+    page = read(run)
+    assert "parse: deduction, step 2" in page.text
+    assert "the newer one" + "x" * 1987 + "..." in page.text
+    assert "x" * 1988 not in page.text
+    assert "new: abduction, step 2seen in step 1again" in page.text
+    refused = page.text.partition("each check refused")[2].partition("Hardest")[0]
+    assert "the older one" not in refused
+    assert not {"script", "img", "a"} & set(page.tags)
+
+
+def test_hardest_tasks_are_shown_with_what_their_proposer_saw(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with Archive(run / "archive.sqlite") as store:
+        hard, never, line = (
+            store.add_task(Task("deduction", f"def f(x):\n    return {n}", ("1",), (str(n),)), 2, [2, 1])
+            for n in range(3)
+        )
+        store.record_attempts(2, [(hard, 8, 1), (never, 8, 0)])
+        store.record_attempts(3, [(hard, 8, 0), (never, 8, 0)])  # over all records, not the latest
+        for step in range(3, 20):
+            line = store.add_task(Task("deduction", f"def f(y):\n    return {step}", ("1",), ("1",)), step, [line])
+    text = read(run).text
+    solved = text.partition("Hardest tasks that were solved")[2].partition("Most tried tasks that never were")[0]
+    assert [
+        solved.find(title) for title in ("task 3, step 2: solved 1 of 16", "task 1, step 1: solved 4 of 8")
+    ] == sorted([solved.find("task 3, step 2"), solved.find("task 1, step 1")])
+    assert "task 3, step 2: solved 1 of 16References: task 2 (step 1), task 1 (step 1). Ancestors: 1, 2." in solved
+    never_solved = text.partition("Most tried tasks that never were")[2].partition("Newest tasks")[0]
+    assert "task 4, step 2: solved 0 of 16" in never_solved
+    assert "task 3" not in never_solved
+    newest = text.partition("Newest tasks")[2]
+    assert "task 22, step 19" in newest
+    assert "References: task 21 (step 18). Ancestors: 10, 11," in newest
+    assert "21 and 7 older ones." in newest

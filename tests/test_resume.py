@@ -17,7 +17,7 @@ from rich.console import Console
 
 from selfplay_gym.errors import RunFolderError
 from selfplay_gym.training import run
-from selfplay_gym.training.config import RunConfig
+from selfplay_gym.training.config import Mismatch, RunConfig
 from selfplay_gym.training.folder import COMPLETE, RunFolder
 from tests.players import fresh_policy, good_player
 from tests.runs import (
@@ -111,6 +111,24 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     clocks = [json.loads(line)["seconds/step"] for line in (tmp_path / "longer/metrics.jsonl").read_text().splitlines()]
     seconds = json.loads((tmp_path / "longer" / "result.json").read_text())["seconds"]
     assert sum(clocks) - 0.1 <= seconds < sum(clocks) + 1  # those of both sessions
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_resumed_run_does_not_warn_again_of_what_goes_on(tmp_path: Path) -> None:
+    apart = {"mismatch": Mismatch(alarm=1e-12)}  # rounding alone is above
+    assert "warning: step 1: the sampler's log-probs" in play(tmp_path, config(2).model_copy(update=apart))[1]
+    code, shown = play(tmp_path, config(4).model_copy(update=apart), resume=True)
+    assert code == 0
+    assert "warning" not in shown
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_phases_of_a_step_are_timed_apart(tmp_path: Path) -> None:
+    play(tmp_path, config(2))
+    for line in RunFolder(tmp_path).records():
+        phases = [f"seconds/{phase}" for phase in ("propose", "gate", "solve", "judge", "mismatch", "update")]
+        assert all(line[phase] > 0 for phase in phases)
+        assert sum(line[phase] for phase in phases) < line["seconds/step"]
 
 
 @pytest.mark.usefixtures("one_process")

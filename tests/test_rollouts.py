@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -600,7 +601,7 @@ def row(role: str, family: str, reward: float | None, tokens: int = 2, finished:
 def test_a_watch_counts_what_happened() -> None:
     task = Task("deduction", "def f(x):\n    x = x + 1\n    x = x * 2\n    return x", ("1",), ("4",))
     rows = [
-        row("propose", "deduction", 0.5, tokens=7),
+        replace(row("propose", "deduction", 0.5, tokens=7), advantage=0.75),
         row("propose", "deduction", -1.0, finished=False),
         row("propose", "abduction", None),
         row("propose", "abduction", -1.0),
@@ -624,7 +625,11 @@ def test_a_watch_counts_what_happened() -> None:
         "tasks/replayed": 1,
         "tasks/never_solved": 0.5,
         "tasks/always_solved": 0.0,
+        "tasks/shapes": 1.0,
+        "proposals": 4,
+        "rows": 12,
         "no_verdict": 2,
+        "no_gradient": 0.9,
         "tokens/sampled": 7 + 11 * 2,
         "tokens/untrained": 0,
         "unfinished": 1 / 12,
@@ -656,7 +661,11 @@ def test_a_watch_times_its_phases() -> None:
     watch = StepWatch(1)
     with watch.phase("gate"):
         pass
-    assert 0 <= watch.metrics["seconds/gate"] < 1
+    once = watch.metrics["seconds/gate"]
+    assert 0 <= once < 1
+    with watch.phase("gate"):
+        time.sleep(0.01)
+    assert watch.metrics["seconds/gate"] >= once + 0.01
 
 
 def test_a_watch_shares_new_tasks_only(sandbox: SandboxExecutor, archive: Archive) -> None:

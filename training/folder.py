@@ -210,8 +210,12 @@ class RunFolder:
 
     def seconds_played(self) -> float:
         """Return how long the steps took, over all sessions."""
+        return sum(float(record.get("seconds/step", 0.0)) for record in self.records())
+
+    def records(self) -> Iterator[dict[str, float]]:
+        """Yield the metrics of each step that is written."""
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-        return sum(float(json.loads(line).get("seconds/step", 0.0)) for line in lines)
+        yield from map(json.loads, lines)
 
     def write_completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the completions of a step for people to read."""

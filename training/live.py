@@ -13,7 +13,7 @@ from rich.table import Table
 
 FAMILIES = ("deduction", "abduction", "induction")
 
-COLUMNS = ("lines", "archive", "no verdict", "tok/s", "sandbox %", "s/step")
+COLUMNS = ("lines", "archive", "no verdict", "tok/s", "untrained %", "sandbox %", "s/step")
 
 
 class LiveTable:
@@ -71,6 +71,7 @@ class LiveTable:
             f"{record['archive/tasks']:.0f}",
             f"{record['no_verdict']:.0f}",
             f"{record['tokens/sampled'] / seconds:.0f}",
+            f"{100 * record.get('tokens/untrained', 0.0) / (record['tokens/sampled'] or 1):.0f}",
             f"{100 * sandbox / seconds:.0f}",
             f"{seconds:.1f}",
         ]

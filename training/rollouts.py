@@ -114,16 +114,14 @@ class SelfPlay:
         """Play one step and return its rows; ``watch`` is told what happened. The archive changes as a whole or not."""
         rng = random.Random(f"{self.seed}-{step}")
         with self.referee.archive.transaction():
-            with watch.phase("propose"):
-                requests = self._proposal_requests(rng)
-                proposals = self._propose(requests, step)
+            requests = self._proposal_requests(rng)
+            proposals = self._propose(requests, step, watch)
             with watch.phase("gate"):
                 outcomes = self._judge_proposals(requests, proposals)
                 ids = self.referee.store(step, requests, outcomes, [p.text for p in proposals])
             new = {number: id_ for number, id_ in enumerate(ids) if id_ is not None}
             groups = self._groups([self.referee.archive.task(id_) for id_ in new.values()], rng, step)
-            with watch.phase("solve"):
-                answers = self._solve(groups, step)
+            answers = self._solve(groups, step, watch)
             with watch.phase("judge"):
                 verdicts = self._judge_answers(groups, answers)
                 self._record(step, groups, verdicts)
@@ -134,10 +132,10 @@ class SelfPlay:
         ]
         rows = self._proposer_rows(requests, proposals, outcomes, tried, extras)
         rows += self._solver_rows(groups, answers, verdicts)
+        rows = self._with_advantages(rows)
         watch.saw(rows, outcomes, verdicts, len(new))
         watch.saw_untrained([a.sample for g, own in zip(groups, answers, strict=True) if not g.trained for a in own])
         watch.saw_extras(extras)
-        rows = self._with_advantages(rows)
         watch.saw_baselines(self.baselines())
         return rows
 
@@ -179,7 +177,7 @@ class SelfPlay:
         facts = self.referee.archive.statistics()
         name = f"seeding-{facts.tasks + sum(facts.rejections.values())}"
         requests = self._proposal_requests(random.Random(f"{self.seed}-{name}"), missing)
-        proposals = self._propose(requests, name)
+        proposals = self._propose(requests, name, StepWatch(0))
         outcomes = self._judge_proposals(requests, proposals)
         kept = self._distinct_seeds(requests, outcomes, missing)
         texts = [proposals[n].text for n in kept]
@@ -217,9 +215,9 @@ class SelfPlay:
                 requests += [request for request in [next(fitting, None)] if request is not None]
         return requests
 
-    def _propose(self, requests: Sequence[ProposalRequest], step: int | str) -> list[Completion]:
+    def _propose(self, requests: Sequence[ProposalRequest], step: int | str, watch: StepWatch) -> list[Completion]:
         prompts = [(request.prompt, self.play.temperature.propose) for request in requests]
-        return self._complete(prompts, "propose", step, from_start=self.play.frozen_proposer)
+        return self._complete(prompts, "propose", step, watch, from_start=self.play.frozen_proposer)
 
     def _judge_proposals(self, requests: list[ProposalRequest], proposals: list[Completion]) -> list[Outcome]:
         outcomes = self.referee.judge_proposals(requests, [p.text for p in proposals])
@@ -269,11 +267,11 @@ class SelfPlay:
         newest = [stored for stored in newest if stored.step >= first]
         return newest + self._replays(family, count - len(newest), rng, first)
 
-    def _solve(self, groups: Sequence[_Group], step: int) -> list[list[Completion]]:
+    def _solve(self, groups: Sequence[_Group], step: int, watch: StepWatch) -> list[list[Completion]]:
         prompts = []
         for group in groups:
             prompts += [(self.referee.solve_prompt(group.stored.task), group.temperature)] * group.answers
-        return _parts(self._complete(prompts, "solve", step), groups)
+        return _parts(self._complete(prompts, "solve", step, watch), groups)
 
     def _judge_answers(self, groups: Sequence[_Group], answers: Sequence[Sequence[Completion]]) -> list[list[Verdict]]:
         tasks = [group.stored.task for group in groups for _ in range(group.answers)]
@@ -292,9 +290,15 @@ class SelfPlay:
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def _complete(
-        self, prompts: Sequence[tuple[str, float]], role: Role, step: int | str, *, from_start: bool = False
+        self,
+        prompts: Sequence[tuple[str, float]],
+        role: Role,
+        step: int | str,
+        watch: StepWatch,
+        *,
+        from_start: bool = False,
     ) -> list[Completion]:
-        """Sample an answer to each prompt at its temperature."""
+        """Sample an answer to each prompt at its temperature; the phase of a role is the sampling alone."""
         limit = getattr(self.play.max_new_tokens, role)
         requests = [
             Request(
@@ -302,7 +306,8 @@ class SelfPlay:
             )
             for n, (text, temperature) in enumerate(prompts)
         ]
-        samples = self.generator.generate(requests) if requests else []
+        with watch.phase(role):
+            samples = self.generator.generate(requests) if requests else []
         return [
             Completion(prompt, self.policy.decode(sample.ids), request.prompt_ids, sample)
             for (prompt, _), request, sample in zip(prompts, requests, samples, strict=True)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from selfplay_gym.alarms import Alarms
 from selfplay_gym.archive import Archive
 from selfplay_gym.errors import InvalidConfig, RunFolderError, UnknownId
 from selfplay_gym.gate import Gate
@@ -41,7 +42,7 @@ from selfplay_gym.training.generation import BACKENDS, Policy, WithStart, check_
 from selfplay_gym.training.live import LiveTable
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.trainer import Rollout, build_trainer
-from selfplay_gym.training.watch import Droughts, StepWatch
+from selfplay_gym.training.watch import StepWatch
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped and can be resumed."""
@@ -272,7 +273,6 @@ class Leader:
         self.generator, self.console, self.resume = generator, console, resume
         self._stack = ExitStack()
         self._watch = StepWatch(0)
-        self._apart = False  # sampler and trainer, in the last step
         self._step_started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -285,7 +285,9 @@ class Leader:
                 self.archive.rewind(self.start)
             self.suites = holdout.load(self.executor, self.config.style)  # kept out of training even if not measured
             self.game = self._game()
-            self._droughts = Droughts(self.game.referee.proposing)
+            self._alarms = Alarms(self.game.referee.proposing, self.config.mismatch.alarm)
+            for record in self.folder.records():  # of a run that goes on: what it has warned of already
+                self._alarms.saw(record)
             self._interrupted = stack.enter_context(_interruptible(self.console))
             self.live = LiveTable(self.console, self.config.steps, tuple(self.game.referee.proposing))
             self._stack = stack.pop_all()
@@ -396,32 +398,8 @@ class Leader:
         record = {"step": step, **self._watch.metrics, **metrics, "seconds/step": seconds}
         self.folder.append_metrics(record)
         self.live.show(record)
-        self._alarm(step, record)
-        self._warn_of_droughts(step, record)
-
-    def _alarm(self, step: int, record: Mapping[str, float]) -> None:
-        """Warn of a mismatch between sampler and trainer, once until it is gone again."""
-        mean, limit = record.get("mismatch/mean", 0.0), self.config.mismatch.alarm
-        apart = not mean <= limit  # what is not a number is above too
-        if apart and not self._apart:
-            line = (
-                f"step {step}: the sampler's log-probs differ from the trainer's by {mean:.3g} a token (largest "
-                f"{record['mismatch/max']:.3g}, KL {record['mismatch/kl']:.2g}), above mismatch.alarm = {limit:g}: the "
-                "update takes them for the same; check precision, temperature and that weights are handed over"
-            )
-            self._warn(line)
-        self._apart = apart
-
-    def _warn_of_droughts(self, step: int, record: Mapping[str, float]) -> None:
-        """Warn of a family that has admitted no task for long, once until it admits one again."""
-        for family in self._droughts.saw(record):
-            refused = [name for name in record if name.startswith("rejected/")]
-            common = max(refused, key=lambda name: record[name], default="rejected/none").removeprefix("rejected/")
-            self._warn(
-                f"step {step}: {family} has admitted no task for {Droughts.LONG} steps (rejected most in this one: "
-                f"{common}), so that nothing new is solved there: read {self.folder.path / 'completions'}, and start "
-                "from a policy that writes proposals, with shorter prompts or with fewer checks"
-            )
+        for sentence in self._alarms.saw(record):
+            self._warn(f"step {step}: {sentence}")
 
     def _warn(self, line: str) -> None:
         logging.getLogger(__name__).warning(line)

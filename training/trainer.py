@@ -88,6 +88,7 @@ class Rollout:
         self.game, self.generator, self.ranks = game, generator, ranks
         self.filler_id, self.on_step, self.measured = filler_id, on_step, measured
         self.metrics: dict[str, float] = {}
+        self._handed_over = 0.0
         self.temperatures: RoleTemperatures | None = None
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
@@ -99,8 +100,13 @@ class Rollout:
         table = tabulate(rows, len(prompts) * self.ranks.world, self.filler_id, self.ranks.world)
         started = time.perf_counter()
         self.metrics.update(measure(rows, self.measured, trainer, self.ranks).metrics())
-        self.metrics["seconds/mismatch"] = time.perf_counter() - started
+        self._handed_over = time.perf_counter()
+        self.metrics["seconds/mismatch"] = self._handed_over - started
         return {name: column[own] for name, column in table.items()}
+
+    def updated(self) -> None:
+        """Note that the update with the rows of the last call is done."""
+        self.metrics["seconds/update"] = time.perf_counter() - self._handed_over
 
     def _play(self, step: int) -> list[Row]:
         if self.game is None:
@@ -176,15 +182,16 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
 
     Args:
         folder: The run's folder.
-        ranks: The processes of the run.
+        rollout: Plays the steps; told when an update is done.
         observer: Measures, is told of each update, and is asked on rank 0 whether the run should save and end.
     """
 
-    def __init__(self, folder: RunFolder, ranks: Ranks, observer: Observer) -> None:
-        self.folder, self.ranks, self.observer = folder, ranks, observer
+    def __init__(self, folder: RunFolder, rollout: Rollout, observer: Observer) -> None:
+        self.folder, self.rollout, self.ranks, self.observer = folder, rollout, rollout.ranks, observer
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Measure; end early on every rank alike, with a checkpoint; the last step always leaves one."""
+        self.rollout.updated()
         self.observer.measure_during(state.global_step)
         if self.ranks.broadcast(self.observer.should_stop()):
             control.should_training_stop = True
@@ -315,7 +322,7 @@ def build_trainer(
             train_dataset=Dataset.from_dict({"prompt": ["one step of self-play"]}),
             processing_class=policy.tokenizer,
             rollout_func=rollout,
-            callbacks=[Conductor(folder, rollout.ranks, observer)],
+            callbacks=[Conductor(folder, rollout, observer)],
             peft_config=lora_config(config),
         )
     if engine:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from selfplay_gym import rewards
+from selfplay_gym import programs, rewards
 from selfplay_gym.gate import Outcome
 from selfplay_gym.types import NoVerdict, Rejected, Task, Verdict
 
 if TYPE_CHECKING:
     from selfplay_gym.training.generation import Sample
     from selfplay_gym.training.rollouts import Row
+
+
+ROUNDING = 1e-9
+"""An advantage below this is none: rewards are of the order of 1."""
 
 
 class StepWatch:
@@ -30,15 +34,18 @@ class StepWatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase."""
+        """Time a phase; one that is entered again goes on."""
         started = time.perf_counter()
         yield
-        self.metrics[f"seconds/{name}"] = time.perf_counter() - started
+        self.metrics[f"seconds/{name}"] = self.metrics.get(f"seconds/{name}", 0.0) + time.perf_counter() - started
 
     def saw(
         self, rows: Sequence[Row], outcomes: Sequence[Outcome], verdicts: Sequence[Sequence[Verdict]], new: int
     ) -> None:
-        """Take in the rows of a step, what became of its proposals, and the verdicts by task (new tasks first)."""
+        """Take in the rows of a step with their advantages, what became of its proposals, and the verdicts by task.
+
+        New tasks come first among the verdicts.
+        """
         self._rewards(rows)
         self._proposals(rows, outcomes)
         rates = [rate for group in verdicts[:new] if (rate := rewards.solve_rate(list(group))) is not None]
@@ -46,7 +53,10 @@ class StepWatch:
         self.metrics["tasks/replayed"] = len(verdicts) - new
         self.metrics["tasks/never_solved"] = _share([rate == 0 for rate in rates])
         self.metrics["tasks/always_solved"] = _share([rate == 1 for rate in rates])
+        self.metrics["rows"] = len(rows)
         self.metrics["no_verdict"] = sum(row.reward is None for row in rows)
+        judged = [row for row in rows if row.trained and row.reward is not None]
+        self.metrics["no_gradient"] = _share([abs(row.advantage) < ROUNDING for row in judged])
         self.metrics["tokens/sampled"] = sum(len(row.sample.ids) for row in rows)
         self.metrics["tokens/untrained"] = sum(len(row.sample.ids) for row in rows if not row.trained)
         self.metrics["unfinished"] = _share([not row.sample.finished for row in rows])
@@ -75,6 +85,7 @@ class StepWatch:
 
     def _proposals(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
         proposals = [row for row in rows if row.role == "propose"]
+        self.metrics["proposals"] = len(proposals)
         for family in sorted({row.family for row in proposals}):
             own = [o for row, o in zip(proposals, outcomes, strict=True) if row.family == family]
             judged = [outcome for outcome in own if not isinstance(outcome, NoVerdict)]
@@ -86,28 +97,7 @@ class StepWatch:
         lines = [len(task.program.strip().splitlines()) - 2 for task in admitted]
         if lines:  # no task has no length, not length 0
             self.metrics["tasks/body_lines"] = sum(lines) / len(lines)
-
-
-class Droughts:
-    """Counts for how many steps each family has admitted no task."""
-
-    LONG = 10
-    """Steps after which that is worth a warning."""
-
-    def __init__(self, families: Iterable[str]) -> None:
-        self.steps = dict.fromkeys(families, 0)
-
-    def saw(self, metrics: Mapping[str, float]) -> list[str]:
-        """Take in a step's metrics; return the families whose drought has just become long.
-
-        >>> droughts = Droughts(["deduction"])
-        >>> [droughts.saw({}) for _ in range(11)][-3:]
-        [[], ['deduction'], []]
-        """
-        for family in self.steps:
-            admitted = metrics.get(f"propose/{family}/admitted", 0.0)
-            self.steps[family] = 0 if admitted else self.steps[family] + 1
-        return [family for family, steps in self.steps.items() if steps == self.LONG]
+            self.metrics["tasks/shapes"] = len({programs.shape(task.program) for task in admitted}) / len(admitted)
 
 
 def _share(flags: Sequence[bool]) -> float:
