@@ -86,7 +86,7 @@ def train(*arguments: str | Path, command: Sequence[str] = CLI) -> Ended:
         return finished(process)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, pause: float = 0.01) -> None:
     """Return when the condition holds.
 
     Raises:
@@ -96,7 +96,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def steps_done(folder: Path) -> int:

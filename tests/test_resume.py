@@ -3,12 +3,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import signal
+import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -178,6 +182,73 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(recipe: Path, straight: Path
     ended = train("--resume", "--output", tmp_path)
     assert ended.code == 0, ended
     assert_same_run(tmp_path, straight)
+
+
+PHASES = ("propose", "gate", "solve", "judge", "update")
+KILLS = 20
+
+
+def instants(rng: random.Random) -> list[str]:
+    """Return the phase of each step that a kill aims at: checkpoints are written at even steps alone."""
+    odd, even = [*PHASES, *PHASES], [*PHASES, *["checkpoint"] * 5]
+    rng.shuffle(odd)
+    rng.shuffle(even)
+    return [phase for pair in zip(odd, even, strict=True) for phase in pair]
+
+
+def told(path: Path) -> list[tuple[float, int, str]]:
+    """Return what `told_run` has written: clock, step and phase."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [(float(clock), int(step), phase) for clock, step, phase in map(str.split, lines)]
+
+
+def lengths(phases: list[tuple[float, int, str]]) -> dict[str, float]:
+    """Return the median seconds of each phase."""
+    found: dict[str, list[float]] = {}
+    for (began, _, phase), (ended, _, following) in pairwise(phases):
+        if phase != following:
+            found.setdefault(phase, []).append(ended - began)
+    return {phase: statistics.median(seconds) for phase, seconds in found.items()}
+
+
+def kill_in(step: int, phase: str, delay: float, notes: Path, *arguments: str | Path) -> tuple[set[int], str]:
+    """Train until a phase of a step has begun, kill some time later; return the other processes and the last phase."""
+    notes.unlink(missing_ok=True)
+    command = (sys.executable, str(Path(__file__).with_name("told_run.py")), str(notes))
+    with started("train", *arguments, command=command) as process:
+        wait_for(lambda: any(seen[1:] == (step, phase) for seen in told(notes)), process, pause=0.001)
+        time.sleep(delay)
+        others = descendants(process.pid)
+        assert process.poll() is None, "the run was over before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _, where, last = told(notes)[-1]
+    print(f"killed {1000 * delay:.0f} ms after {phase} of step {step} began: in {last} of step {where}")
+    return others, last
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_instants_is_the_run_that_was_not(tiny: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", tiny, steps=KILLS + 2)
+    unbroken, killed, notes = tmp_path / "unbroken", tmp_path / "killed", tmp_path / "phases"
+    command = (sys.executable, str(Path(__file__).with_name("told_run.py")), str(notes))
+    ended = train(recipe, "--output", unbroken, command=command)
+    assert ended.code == 0, ended
+    typical = lengths(told(notes))
+    rng = random.Random(20)
+    others, fell = set(), []
+    for step, phase in enumerate(instants(rng), start=1):
+        arguments = ("--resume",) if killed.exists() else (recipe,)
+        left, last = kill_in(step, phase, rng.uniform(0, 0.9) * typical[phase], notes, *arguments, "--output", killed)
+        others |= left
+        fell.append(last)
+    assert len(fell) == KILLS
+    assert {"gate", "update", "checkpoint"} <= set(fell)
+    assert {"propose", "solve"} & set(fell)
+    wait_for(lambda: not alive(others))
+    ended = train("--resume", "--output", killed)
+    assert ended.code == 0, ended
+    assert_same_run(killed, unbroken)
 
 
 @pytest.mark.slow
