@@ -178,7 +178,7 @@ def bench_executor(plan: Plan | None = None, console: Console | None = None) -> 
         console: Where to show progress, if it is a terminal.
     """
     plan = plan or Plan()
-    with _progress(console) as say:
+    with progress(console) as say:
         # Size first: what is measured later would be beside the remains of the rivals.
         footprint = scaling.measure_footprint(plan.rounds, say)
         found = costs.measure_costs(plan.rounds, plan.programs, say)
@@ -190,7 +190,8 @@ def bench_executor(plan: Plan | None = None, console: Console | None = None) -> 
 
 
 @contextlib.contextmanager
-def _progress(console: Console | None) -> Iterator[Callable[[str], None]]:
+def progress(console: Console | None) -> Iterator[Callable[[str], None]]:
+    """Yield what shows in a line what is being measured, if the console is a terminal."""
     if console is None or not console.is_terminal:
         yield lambda words: None
         return

@@ -313,6 +313,23 @@ def bench_executor(
     _show(result.table(), result.as_dict(), json_file)
 
 
+@bench.command(name="step")
+def bench_step(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the medians are shown.")] = 3,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Also an archive of a million tasks.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure what a step costs beside the model, by archive and by ranks, and which targets that meets; minutes."""
+    _check_places(json_file)
+    _prepare_torch()
+    from selfplay_gym.training.bench_step import LARGEST_ARCHIVE, Plan
+    from selfplay_gym.training.bench_step import bench_step as measure
+
+    sizes = (*Plan.sizes, LARGEST_ARCHIVE) if thorough else Plan.sizes
+    result = measure(Plan(rounds, sizes=sizes), _progress_console())
+    _show(result.table(), result.as_dict(), json_file)
+
+
 @bench.command(name="learning")
 def bench_learning(
     output: Annotated[

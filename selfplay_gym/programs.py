@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_SOURCE = 65_536
 MAX_DEPTH = 100  # of the tree. Beyond a few hundred it would depend on the caller's own stack whether it can be read.
 
+_ASKED_AGAIN = 512  # programs: gate, referee and metrics ask the same of each proposal of a step
 _DECIMAL_BITS = 2000  # of an integer that Python writes in decimals whatever its limit on those; below 640 digits
 
 # Where a node holds a name that the program may choose freely. Attributes and keywords of calls are not free.
@@ -52,12 +54,15 @@ def parse(program: str) -> ast.Module:
         raise NotAProgram(f"{type(error).__name__}: {str(error)[:120]}") from None
     level: list[ast.AST] = [tree]
     for _ in range(MAX_DEPTH):
+        if not level:
+            break
         level = [child for node in level for child in ast.iter_child_nodes(node)]
     if level:
         raise NotAProgram("nested too deeply")
     return tree
 
 
+@lru_cache(maxsize=_ASKED_AGAIN)
 def identity(program: str) -> str:
     r"""Return a hash that ignores comments, docstrings, formatting, and how the program names its own things.
 
@@ -112,6 +117,7 @@ def _is_remark(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+@lru_cache(maxsize=_ASKED_AGAIN)
 def shape(program: str) -> str:
     """Return a hash of the tree without names and constants: which constructs and calls, in which order.
 

@@ -181,7 +181,7 @@ def _time(steps: Sequence[Mapping[str, float]]) -> list[str]:
     timed = [step for step in steps if step.get("seconds/step", 0.0) > 0]
     if not timed:
         return []
-    over, end = _seconds(timed), _seconds(timed[-LATELY:])
+    over, end = phase_seconds(timed), phase_seconds(timed[-LATELY:])
     rows = [
         (phase, f"{seconds:.3f}", f"{100 * seconds / over['step']:.1f}", f"{end[phase]:.3f}")
         for phase, seconds in over.items()
@@ -192,8 +192,13 @@ def _time(steps: Sequence[Mapping[str, float]]) -> list[str]:
     return ["<h2>Time and tokens</h2>", table(names, rows), f"<p>Sandbox: {100 * sandbox:.1f}% of the time.</p>"]
 
 
-def _seconds(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return mean seconds a step by phase: what is left as ``other``, and all as ``step``."""
+def phase_seconds(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return mean seconds a step by phase: what is left as ``other``, and all as ``step``.
+
+    >>> found = phase_seconds([{"seconds/gate": 1.0, "seconds/step": 4.0}])
+    >>> found["gate"], found["other"], found["step"]
+    (1.0, 3.0, 4.0)
+    """
     found = {phase: math.fsum(step.get(f"seconds/{phase}", 0.0) for step in steps) / len(steps) for phase in PHASES}
     whole = math.fsum(step["seconds/step"] for step in steps) / len(steps)
     return {**found, "other": max(0.0, whole - sum(found.values())), "step": whole}

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from selfplay_gym.training.watch import StepWatch
 from selfplay_gym.types import Rejected, Role, Task, Verdict
 
 T = TypeVar("T")
+_PROMPTS = 1024  # of which the tokens are remembered
 _Draw = Callable[[str, int, random.Random, int], list[StoredTask]]
 
 
@@ -109,6 +111,8 @@ class SelfPlay:
     ) -> None:
         self.policy, self.generator, self.referee, self.play = policy, generator, referee, play
         self.estimate, self.seed, self.chat = estimate, seed, chat
+        # A task's prompt is measured, then asked as often as there are attempts, and again when the task comes back.
+        self._encode = lru_cache(maxsize=_PROMPTS)(lambda prompt: policy.encode(prompt, chat))
 
     def step(self, step: int, watch: StepWatch) -> list[Row]:
         """Play one step and return its rows; ``watch`` is told what happened. The archive changes as a whole or not."""
@@ -232,7 +236,7 @@ class SelfPlay:
         return self._tokens(prompt) <= self.play.prompt_tokens
 
     def _tokens(self, prompt: str) -> int:
-        return len(self.policy.encode(prompt, self.chat))
+        return len(self._encode(prompt))
 
     # -- solve ---------------------------------------------------------------------------------------------------------
 
@@ -301,9 +305,7 @@ class SelfPlay:
         """Sample an answer to each prompt at its temperature; the phase of a role is the sampling alone."""
         limit = getattr(self.play.max_new_tokens, role)
         requests = [
-            Request(
-                self.policy.encode(text, self.chat), limit, temperature, row_seed(self.seed, step, role, n), from_start
-            )
+            Request(self._encode(text), limit, temperature, row_seed(self.seed, step, role, n), from_start)
             for n, (text, temperature) in enumerate(prompts)
         ]
         with watch.phase(role):
