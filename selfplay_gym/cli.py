@@ -269,7 +269,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder
 @app.command()
 def pretrain(
     output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the checkpoint.")],
-    examples: Annotated[int, typer.Option(min=1, help="Transcripts of small programs to learn from.")] = 190_000,
+    examples: Annotated[int, typer.Option(min=1, help="Transcripts of small programs to learn from.")] = 180_000,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 2048,
     learning_rate: Annotated[float, typer.Option(max=1, help="Peak rate of AdamW: embeddings and norms.")] = 2e-3,
     muon_learning_rate: Annotated[float, typer.Option(max=1, help="Peak rate of Muon: the layers' matrices.")] = 0.02,

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
 import random
+import re
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,49 @@ def test_transcripts_are_right_in_the_eyes_of_the_referee(sandbox: SandboxExecut
     with Archive(":memory:") as archive:
         verdicts = Referee(families, sandbox, archive).judge_answers(tasks, answers)
     assert [verdict.reason for verdict in verdicts if not verdict.passed] == []
+
+
+def thoughts(family: str, example: nano_programs.Example) -> list[tuple[str, str]]:
+    """Return the left and right sides of what is thought before the answer."""
+    _, completion = Transcripts(iter([]), random.Random(0)).makers[f"solve {family}"](example)
+    lines = completion.partition("</think>")[0].split("\n")
+    return [(left, right) for left, _, right in (line.partition(" = ") for line in lines)]
+
+
+def examples(count: int) -> list[nano_programs.Example]:
+    return list(islice(nano_programs.examples((1, 2, 3, 4), random.Random(2), held_out=False), count))
+
+
+def steps_of(example: nano_programs.Example) -> list[str]:
+    return re.findall(r"^    x = (.*)$", example.program.source, re.MULTILINE)
+
+
+def after(steps: Sequence[str], value: Any) -> list[Any]:
+    """Return the value after each step; the programs are our own."""
+    return list(accumulate(steps, lambda x, step: eval(step, {"x": x}), initial=value))[1:]
+
+
+def test_thoughts_of_deduction_are_the_lines_and_the_values_after_them() -> None:
+    for example in examples(60):
+        steps, found = steps_of(example), thoughts("deduction", example)
+        assert [line for line, _ in found] == steps
+        assert [ast.literal_eval(value) for _, value in found] == after(steps, example.inputs[0])
+
+
+def test_thoughts_of_abduction_are_the_lines_upwards_and_the_values_before_them() -> None:
+    for example in examples(60):
+        steps, found = steps_of(example), thoughts("abduction", example)
+        assert [line for line, _ in found] == steps[::-1]
+        before = [ast.literal_eval(value) for _, value in found][::-1]
+        assert [example.inputs[0], *after(steps, example.inputs[0])][:-1] == before
+
+
+def test_thoughts_of_induction_are_the_words_and_the_values_after_them_of_two_pairs() -> None:
+    for example in examples(60):
+        steps, found = steps_of(example), thoughts("induction", example)
+        assert ", ".join(word for word, _ in found) == example.task("induction").message
+        pairs = zip(*(after(steps, example.inputs[n]) for n in (0, 1)), strict=True)
+        assert [ast.literal_eval(values) for _, values in found] == list(pairs)
 
 
 def test_proposals_are_parsed_by_their_family() -> None:
