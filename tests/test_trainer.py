@@ -22,7 +22,7 @@ from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import COMPLETE, RunFolder
 from selfplay_gym.training.generation import Policy, Sample
 from selfplay_gym.training.rollouts import Row
-from selfplay_gym.training.trainer import Rollout, build_trainer, slots, tabulate
+from selfplay_gym.training.trainer import Rollout, build_trainer, slots, tabulate, with_gradient
 from selfplay_gym.training.watch import StepWatch
 from tests.players import fresh_policy
 
@@ -128,6 +128,7 @@ def host(config: RunConfig, policy: Policy, rows: Sequence[Row], path: Path, not
         ranks,
         FILLER,
         lambda watch, rows: seen.append(watch.step),
+        loss_type=config.update.skipping,
     )
     folder = RunFolder(path / "run")
     folder.prepare(config)
@@ -255,6 +256,23 @@ def test_the_comparison_would_notice_another_scale(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(hosting, "GRPOConfig", lambda **settings: plain(**{**settings, "scale_rewards": "group"}))
     found = hosted_gradients(config(), ragged_rows(), tmp_path)
     assert relative_error(found, reference_gradients(config(), ragged_rows())) > 0.01
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+def test_rows_without_an_advantage_are_skipped_and_still_count(loss_type: str, tmp_path: Path) -> None:
+    rows = [row if n % 4 else replace(row, advantage=0.0) for n, row in enumerate(ragged_rows())]
+    idle = sum(row.advantage == 0 for row in rows)
+    learned = with_gradient(rows, loss_type)
+    assert len(learned) == 27 - idle < 20
+    settings = config(loss_type, micro_batch=11, skip_padding=True)
+    assert settings.update.skipping == loss_type
+    found = hosted_gradients(settings, rows, tmp_path)
+    assert relative_error(found, reference_gradients(settings, rows)) < TOLERANCE
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.1}, {"entropy_coef": 0.01}, {"loss_type": "bnpo"}])
+def test_rows_without_an_advantage_are_learned_from_where_something_else_counts(settings: dict[str, Any]) -> None:
+    assert RunConfig.model_validate({"update": {"skip_padding": True, **settings}}).update.skipping is None
 
 
 def test_rows_that_are_not_trained_change_nothing(tmp_path: Path) -> None:

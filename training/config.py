@@ -189,7 +189,15 @@ class Update(_Section):
         description="keep one hidden state a layer and compute the rest again: less memory, a third more work; "
         "null: on GPUs",
     )
-    skip_padding: bool = Field(False, description="compute neither padding nor a shared prompt twice (CPU)")
+    skip_padding: bool = Field(
+        False, description="compute no padding, no prompt twice and no row without a gradient (CPU)"
+    )
+
+    @property
+    def skipping(self) -> str | None:
+        """The loss where rows of advantage 0 are left out: nothing else may count, nor what a micro-batch holds."""
+        plain = not self.beta and not self.entropy_coef and self.loss_type != "bnpo"
+        return self.loss_type if self.skip_padding and plain else None
 
     @field_validator("advantage")
     @classmethod

@@ -143,7 +143,8 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
     ):
         filler = policy.tokenizer.pad_token_id
         filler = policy.tokenizer.eos_token_id if filler is None else filler
-        rollout = Rollout(part.game, generator, ranks, filler, part.after_step, config.mismatch.rows)
+        skipping = config.update.skipping
+        rollout = Rollout(part.game, generator, ranks, filler, part.after_step, config.mismatch.rows, skipping)
         trainer = build_trainer(config, policy, rollout, folder, part)
         start = ranks.broadcast(part.start)
         _sync(policy)

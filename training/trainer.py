@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -32,7 +33,7 @@ from selfplay_gym.training.padding import skip_padding
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.tempering import RoleTemperatures
 from selfplay_gym.training.vllm import VLLMBackend, handing_over
-from selfplay_gym.training.watch import StepWatch
+from selfplay_gym.training.watch import ROUNDING, StepWatch
 
 KEPT = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate")
 """Metrics of the trainer that stand beside our own."""
@@ -74,6 +75,7 @@ class Rollout:
         filler_id: Token of which filler rows are made.
         on_step: Told what happened, on rank 0.
         measured: How many rows of a step are compared with the trainer's log-probs (`mismatch`).
+        loss_type: Of an update that may leave out rows without an advantage (`with_gradient`); None: it sees them all.
     """
 
     def __init__(
@@ -84,9 +86,10 @@ class Rollout:
         filler_id: int,
         on_step: StepHook,
         measured: int = 16,
+        loss_type: str | None = None,
     ) -> None:
         self.game, self.generator, self.ranks = game, generator, ranks
-        self.filler_id, self.on_step, self.measured = filler_id, on_step, measured
+        self.filler_id, self.on_step, self.measured, self.loss_type = filler_id, on_step, measured, loss_type
         self.metrics: dict[str, float] = {}
         self._handed_over = 0.0
         self.temperatures: RoleTemperatures | None = None
@@ -97,7 +100,8 @@ class Rollout:
         if self.temperatures is not None:
             self.temperatures.expect(rows)
         own = slice(len(prompts) * self.ranks.rank, len(prompts) * (self.ranks.rank + 1))
-        table = tabulate(rows, len(prompts) * self.ranks.world, self.filler_id, self.ranks.world)
+        learned = rows if self.loss_type is None else with_gradient(rows, self.loss_type)
+        table = tabulate(learned, len(prompts) * self.ranks.world, self.filler_id, self.ranks.world)
         started = time.perf_counter()
         self.metrics.update(measure(rows, self.measured, trainer, self.ranks).metrics())
         self._handed_over = time.perf_counter()
@@ -118,6 +122,21 @@ class Rollout:
             self.on_step(watch, rows)
         self.metrics = watch.metrics
         return [row for row in rows if row.trained]
+
+
+def with_gradient(rows: Sequence[Row], loss_type: str) -> list[Row]:
+    """Return the rows that have a gradient, scaled so that the update is that of all: those of advantage 0 have none.
+
+    Without a penalty or a bonus a row's gradient is proportional to its advantage. Losses by the row are divided by the
+    number of slots, fillers included, which stays. That of dapo is divided by the tokens of the rows that count, of
+    which there are now fewer: the advantages become as much smaller.
+    """
+    counted = [row for row in rows if row.reward is not None]
+    kept = [row for row in counted if abs(row.advantage) >= ROUNDING]
+    if loss_type != "dapo" or not kept:
+        return kept
+    scale = sum(len(row.sample.ids) for row in kept) / sum(len(row.sample.ids) for row in counted)
+    return [replace(row, advantage=scale * row.advantage) for row in kept]
 
 
 def tabulate(rows: Sequence[Row], slots: int, filler_id: int, world: int = 1) -> dict[str, list[Any]]:
