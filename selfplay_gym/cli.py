@@ -277,12 +277,17 @@ def pretrain(
     layers: Annotated[int, typer.Option(min=1, help="Depth.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of data and weights.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="auto: a GPU where there is one; or a torch device such as cpu.")
+    ] = "auto",
 ) -> None:
     """Make the nano policy from scratch on generated easy programs."""
     _prepare_torch()
     from selfplay_gym.training.nano import PretrainConfig, pretrain
 
-    config = PretrainConfig(examples, batch_tokens, learning_rate, muon_learning_rate, hidden, layers, seed, threads)
+    config = PretrainConfig(
+        examples, batch_tokens, learning_rate, muon_learning_rate, hidden, layers, seed, threads, device
+    )  # fmt: skip
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     progress = Progress(*columns, console=console)
     bar = progress.add_task("", total=examples)

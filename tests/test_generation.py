@@ -562,7 +562,7 @@ def test_each_process_of_a_host_takes_a_gpu_of_its_own(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if local_rank is not None:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
-    assert generation._device("auto") == torch.device(expected)
+    assert generation.find_device("auto") == torch.device(expected)
 
 
 def test_generation_leaves_the_model_trainable() -> None:

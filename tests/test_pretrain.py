@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,30 @@ def test_the_policy_follows_from_the_seed(tmp_path: Path) -> None:
     assert facts[0]["sha256"] == facts[1]["sha256"]
     make(tmp_path / "other", PretrainConfig(examples=300, batch_tokens=1024, hidden=64, layers=2, seed=1))
     assert json.loads((tmp_path / "other" / "pretrain.json").read_text())["sha256"] != facts[0]["sha256"]
+
+
+def test_a_device_is_found_by_itself_and_written_down(tmp_path: Path) -> None:
+    few = replace(SMALL, examples=60)
+    reports = [make(tmp_path / name, replace(few, device=name)) for name in ("auto", "cpu")]
+    facts = [json.loads((tmp_path / name / "pretrain.json").read_text()) for name in ("auto", "cpu")]
+    assert facts[1]["device"] == "cpu"
+    assert facts[1]["command"].endswith("--device cpu")
+    if torch.cuda.is_available():
+        assert facts[0]["device"] == "cuda:0"
+        assert reports[0][-1][1] == pytest.approx(reports[1][-1][1], rel=0.05)
+    else:
+        assert reports[0] == reports[1]
+        assert (facts[0]["sha256"], facts[0]["command"]) == (facts[1]["sha256"], facts[1]["command"])
+
+
+def test_an_impossible_device_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="device must be 'auto' or a torch device such as 'cpu'"):
+        make(tmp_path / "policy", replace(SMALL, device="gpu"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_one_size_up_has_ten_to_thirty_million_parameters() -> None:
+    assert 10e6 < build_model(build_tokenizer(), hidden=384, layers=8).num_parameters() < 30e6
 
 
 def test_it_learns_counts_its_examples_and_says_what_made_it(tmp_path: Path) -> None:

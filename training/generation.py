@@ -489,7 +489,7 @@ class Policy:
             InvalidConfig: Nothing loadable there, weights or a tokenizer that are missing or do not fit, or an
                 impossible dtype or device.
         """
-        where, precision = _device(device), _dtype(dtype)
+        where, precision = find_device(device), _dtype(dtype)
         check_source(str(source))
         tokenizer = load_tokenizer(str(source))
         with _explained(str(source)):
@@ -655,7 +655,12 @@ def silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA where there is one, the process's own GPU of several.
+
+    Raises:
+        InvalidConfig: No device has that name, or there is no GPU.
+    """
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")

@@ -18,7 +18,7 @@ import string
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
@@ -34,7 +34,7 @@ from selfplay_gym.tasks.abduction import Abduction
 from selfplay_gym.tasks.deduction import Deduction
 from selfplay_gym.tasks.induction import Induction
 from selfplay_gym.tasks.nano_programs import Example
-from selfplay_gym.training.generation import silent
+from selfplay_gym.training.generation import find_device, silent
 from selfplay_gym.types import Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -203,6 +203,7 @@ class PretrainConfig:
         layers: Its depth.
         seed: Of data and weights.
         threads: CPU threads.
+        device: ``auto`` (a GPU where there is one) or a torch device such as ``cpu``.
     """
 
     examples: int = 180_000
@@ -213,6 +214,7 @@ class PretrainConfig:
     layers: int = 4
     seed: int = 1
     threads: int = 1
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("examples", "batch_tokens", "hidden", "layers", "threads"):
@@ -290,13 +292,14 @@ def pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float,
     Nothing is there before the end, and only the whole is there then.
 
     Raises:
-        InvalidConfig: ``output`` holds something already.
+        InvalidConfig: ``output`` holds something already, or there is no such device.
         SelfPlayError: It cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InvalidConfig(f"{output} holds something already: choose a new folder for the checkpoint")
+    found = replace(config, device=str(find_device(config.device)))  # which decides the weights, too
     with _whole(output) as part:
-        _pretrain(config, part, report)
+        _pretrain(found, part, report)
 
 
 @contextmanager
@@ -316,7 +319,7 @@ def _pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, config.hidden, config.layers)
+    model = build_model(tokenizer, config.hidden, config.layers).to(config.device)
     save(model, tokenizer, output, {})  # as large as the last one: what cannot be written shows now, not in an hour
     optimizers = build_optimizers(model, config)
     started, seen, tokens = time.monotonic(), 0, 0
@@ -324,8 +327,8 @@ def _pretrain(config: PretrainConfig, output: Path, report: Callable[[int, float
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * _schedule(seen / config.examples)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=ids, labels=labels).loss
+        with torch.autocast(model.device.type, torch.bfloat16):
+            loss = model(input_ids=ids.to(model.device), labels=labels.to(model.device)).loss
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
