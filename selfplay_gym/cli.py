@@ -335,6 +335,42 @@ def bench_step(
     _show(result.table(), result.as_dict(), json_file)
 
 
+@bench.command(name="gpu")
+def bench_gpu(
+    sizes: Annotated[
+        str, typer.Option(metavar="A,B", help="Shapes: 0.5b and 3b as Qwen2.5's, or tiny to try the command.")
+    ] = "0.5b,3b",
+    steps: Annotated[int, typer.Option(min=2, help="Of each; the first, which warms up, is left out.")] = 4,
+    prompt_tokens: Annotated[int, typer.Option(min=16, help="Longest prompts, a token a byte.")] = 2304,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each completion; they run to it.")] = 512,
+    backend: Annotated[str | None, typer.Option(help="What samples; by default the recipe's.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe selfplay; may be repeated."),
+    ] = None,
+    peak_tflops: Annotated[
+        float | None, typer.Option(metavar="T", help="Of the GPU in dense bfloat16; by default looked up by name.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New folder for models and runs; by default they are removed.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Go on without a GPU, for --sizes tiny alone.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure what recipe selfplay costs on this GPU, with random weights: speed, phases, memory; minutes a size."""
+    _check_places(json_file)
+    _prepare_torch()
+    from selfplay_gym.training.bench_gpu import Plan
+    from selfplay_gym.training.bench_gpu import bench_gpu as measure
+
+    names = tuple(name for name in map(str.strip, sizes.split(",")) if name)
+    plan = Plan(
+        names, steps, prompt_tokens, max_new_tokens, backend, tuple(settings or ()), output, peak_tflops, cpu
+    )  # fmt: skip
+    result = measure(plan, _progress_console())
+    _show(result.table(), result.as_dict(), json_file)
+
+
 @bench.command(name="learning")
 def bench_learning(
     output: Annotated[

@@ -630,6 +630,7 @@ def test_a_watch_counts_what_happened() -> None:
         "rows": 12,
         "no_verdict": 2,
         "no_gradient": 0.9,
+        "tokens/prompts": 12,
         "tokens/sampled": 7 + 11 * 2,
         "tokens/untrained": 0,
         "unfinished": 1 / 12,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -28,7 +27,6 @@ from rich.table import Table
 
 from selfplay_gym.archive import Archive
 from selfplay_gym.bench import Target, progress
-from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.gate import Gate
 from selfplay_gym.referee import Referee
@@ -37,6 +35,7 @@ from selfplay_gym.tasks import nano_programs
 from selfplay_gym.training.advantages import make_estimator
 from selfplay_gym.training.config import RunConfig, dump, load
 from selfplay_gym.training.folder import RunFolder
+from selfplay_gym.training.jobs import run_apart
 from selfplay_gym.training.rollouts import SelfPlay
 from selfplay_gym.training.run import load_policy
 from selfplay_gym.training.watch import StepWatch
@@ -216,12 +215,7 @@ def _steps_of_a_run(plan: Plan, processes: int, folder: Path) -> Sequence[Record
     recipe = folder.with_suffix(".yaml")
     # One seed: each run plays the same steps, whatever its processes.
     recipe.write_text(dump(_config(plan, f"steps={plan.steps}", f"processes={processes}")), encoding="utf-8")
-    command = [sys.executable, "-m", "selfplay_gym.cli", "train", str(recipe), "--output", str(folder)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if ended.returncode:
-        reason = (ended.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ")
-        raise SelfPlayError(f"a run to be measured ended with exit code {ended.returncode}: {reason}")
+    run_apart(["train", str(recipe), "--output", str(folder)])
     return [*RunFolder(folder).records()][1:]
 
 

@@ -1,4 +1,4 @@
-"""Calls of the command line in processes of their own, one a core: started, watched and ended together."""
+"""Calls of the command line in processes of their own: many, one a core, or a single one with all cores."""
 
 from __future__ import annotations
 
@@ -117,14 +117,33 @@ def running_jobs(console: Console | None, total: int) -> Iterator[Jobs]:
         yield Jobs(console, bar, total)
 
 
+def run_apart(arguments: Sequence[str]) -> None:
+    """Run one call, all that comes after ``selfplay-gym``, on all cores, and return when it is done.
+
+    Raises:
+        SelfPlayError: It failed; what it said last.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
+    command = _command(sorted(os.sched_getaffinity(0)), arguments)
+    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    if ended.returncode:
+        reason = inert((ended.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: "))
+        raise SelfPlayError(f"a run to be measured ended with exit code {ended.returncode}: {reason}")
+
+
+def _command(cores: Iterable[int], arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs a call on these cores and ends with this process."""
+    listed = ",".join(map(str, cores))
+    return [sys.executable, "-m", "selfplay_gym.training.jobs", listed, str(os.getpid()), *arguments]
+
+
 def _start(job: Job, core: int) -> subprocess.Popen[bytes]:
     """Start a job on a core; Ctrl-C reaches it from here alone, and it does not outlive this process."""
-    command = [sys.executable, "-m", "selfplay_gym.training.jobs", str(core), str(os.getpid()), *job.arguments]
     with job.log.open("ab") as log:
         log.write(f"$ selfplay-gym {shlex.join(job.arguments)}\n".encode(errors="replace"))
         log.flush()
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            _command([core], job.arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
@@ -157,9 +176,9 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be the command line on one core, for the process named."""
-    core, parent, *rest = arguments
-    os.sched_setaffinity(0, {int(core)})  # so that its sandbox, too, keeps to one worker
+    """Be the command line on some cores, for the process named."""
+    cores, parent, *rest = arguments
+    os.sched_setaffinity(0, set(map(int, cores.split(","))))  # so that its sandbox, too, keeps to as many workers
     die_with(int(parent))
     sys.argv = ["selfplay-gym", *rest]
     from selfplay_gym import cli

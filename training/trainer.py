@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
@@ -108,9 +109,11 @@ class Rollout:
         self.metrics["seconds/mismatch"] = self._handed_over - started
         return {name: column[own] for name, column in table.items()}
 
-    def updated(self) -> None:
-        """Note that the update with the rows of the last call is done."""
+    def updated(self, device: torch.device) -> None:
+        """Note that the update with the rows of the last call is done, and what memory the step took at most."""
+        memory = peak_memory(device)
         self.metrics["seconds/update"] = time.perf_counter() - self._handed_over
+        self.metrics.update(memory)
 
     def _play(self, step: int) -> list[Row]:
         if self.game is None:
@@ -122,6 +125,19 @@ class Rollout:
             self.on_step(watch, rows)
         self.metrics = watch.metrics
         return [row for row in rows if row.trained]
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the most bytes since the last call that tensors took on a GPU, and that torch had from its driver.
+
+    Waits for what the GPU still has to do. On CPU there is nothing to return.
+    """
+    if device.type != "cuda":
+        return {}
+    torch.cuda.synchronize(device)
+    allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"memory/allocated": float(allocated), "memory/reserved": float(reserved)}
 
 
 def with_gradient(rows: Sequence[Row], loss_type: str) -> list[Row]:
@@ -210,7 +226,7 @@ class Conductor(TrainerCallback):  # type: ignore[misc]  # transformers has no t
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Measure; end early on every rank alike, with a checkpoint; the last step always leaves one."""
-        self.rollout.updated()
+        self.rollout.updated(args.device)
         self.observer.measure_during(state.global_step)
         if self.ranks.broadcast(self.observer.should_stop()):
             control.should_training_stop = True

@@ -57,6 +57,7 @@ class StepWatch:
         self.metrics["no_verdict"] = sum(row.reward is None for row in rows)
         judged = [row for row in rows if row.trained and row.reward is not None]
         self.metrics["no_gradient"] = _share([abs(row.advantage) < ROUNDING for row in judged])
+        self.metrics["tokens/prompts"] = sum(len(row.prompt_ids) for row in rows)
         self.metrics["tokens/sampled"] = sum(len(row.sample.ids) for row in rows)
         self.metrics["tokens/untrained"] = sum(len(row.sample.ids) for row in rows if not row.trained)
         self.metrics["unfinished"] = _share([not row.sample.finished for row in rows])
