@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +14,12 @@ from rich.table import Table
 FAMILIES = ("deduction", "abduction", "induction")
 
 COLUMNS = ("lines", "archive", "no verdict", "tok/s", "untrained %", "sandbox %", "s/step")
+
+LEAVES = ("sandbox %", "untrained %", "top rejection", "no verdict", "new+replayed", "tok/s", "archive", "lines")
+"""What a terminal that is too narrow for all columns goes without, in this order: figures are never cut."""
+
+FRAME = 7  # lines of the table that are no steps, and the one below it
+WIDEST = 1000
 
 
 class LiveTable:
@@ -81,9 +87,17 @@ class LiveTable:
         return "/".join("-" if value is None else f"{100 * value:.0f}" for value in values)
 
     def _table(self) -> Table:
+        """Return the newest steps that there is room for, a line each, with the columns that are there in full."""
+        endless = self.console.options.update(width=WIDEST)
+        tables = (self._without(LEAVES[:count]) for count in range(len(LEAVES) + 1))
+        fitting = (t for t in tables if self.console.measure(t, options=endless).maximum <= self.console.width)
+        return next(fitting, self._without(LEAVES))
+
+    def _without(self, left_out: Collection[str]) -> Table:
         table = Table(title="Self-play (Ctrl-C: finish the step, save, stop)", title_justify="left")
-        for name in self._columns():
-            table.add_column(name, justify="right")
-        for row in self._rows:
-            table.add_row(*row)
+        shown = [(i, name) for i, name in enumerate(self._columns()) if name not in left_out]
+        for _, name in shown:
+            table.add_column("\n".join(name.rsplit(" ", 1)), justify="right", no_wrap=True)
+        for row in list(self._rows)[-max(self.console.height - FRAME, 1) :]:
+            table.add_row(*(row[i] for i, _ in shown))
         return table
