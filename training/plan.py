@@ -163,7 +163,8 @@ class Plan:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
         table.add_column(f"GB of {self.memory / GB:g}", no_wrap=True)
         for way in self.ways:
-            table.add_column(f"{way.trained}\n{way.sharding}", justify="right", no_wrap=True)
+            heading = f"{way.trained} {way.sharding}".replace(" ", "\n")  # 80 columns are enough so
+            table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
         for name in PARTS:
             values = (getattr(way.memory, name) for way in self.ways)
             table.add_row(name, *(f"{value / GB:.1f}" for value in values), end_section=name == PARTS[-1])
