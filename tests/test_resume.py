@@ -78,7 +78,7 @@ def play(folder: Path, settings: RunConfig, *, resume: bool = False) -> tuple[in
     where = RunFolder(folder)
     if not resume:
         where.prepare(settings)
-    code = run.run_rank(settings, where, resume=resume, console=Console(file=shown, width=400))
+    code = run.run_rank(settings, where, resume=resume, console=Console(file=shown, width=80))
     return code, shown.getvalue()
 
 
@@ -93,17 +93,17 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     assert sum(line["tasks/replayed"] for line in metrics(tmp_path / "straight")) > 0
     with monkeypatch.context() as patch:
         patch.setattr(run.Leader, "should_stop", lambda leader: leader._watch.step >= 3)
-        code, shown = play(tmp_path / "stopped", settings)
+        code, shown = play(tmp_path / "stopped early", settings)
     assert code == run.INTERRUPTED
-    assert f"Stopped after step 3. Go on with: selfplay-gym train --resume --output {tmp_path}/stopped" in shown
-    kept = RunFolder(tmp_path / "stopped").mark(3)["baselines"]
+    assert f"Stopped after step 3. Go on with: selfplay-gym train --resume --output '{tmp_path}/stopped early'" in shown
+    kept = RunFolder(tmp_path / "stopped early").mark(3)["baselines"]
     assert set(kept) == (
         {f"{r}/{f}" for r in ("propose", "solve") for f in settings.families} if advantage == "rae" else set()
     )
-    code, shown = play(tmp_path / "stopped", settings, resume=True)
+    code, shown = play(tmp_path / "stopped early", settings, resume=True)
     assert code == 0
     assert "resuming after step 3" in shown
-    assert_same_run(tmp_path / "stopped", tmp_path / "straight")
+    assert_same_run(tmp_path / "stopped early", tmp_path / "straight")
 
 
 @pytest.mark.usefixtures("one_process")

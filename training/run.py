@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 import time
@@ -421,8 +422,11 @@ class Leader:
     def say_stopped(self, step: int) -> None:
         """Say how to go on."""
         self.live.stop()
+        output = shlex.quote(str(self.folder.path))
         self.console.print(
-            f"Stopped after step {step}. Go on with: selfplay-gym train --resume --output {self.folder.path}"
+            f"Stopped after step {step}. Go on with: selfplay-gym train --resume --output {output}",
+            highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -431,10 +435,12 @@ def show_result(result: Mapping[str, Any], config: RunConfig, folder: RunFolder,
     if result["holdout"]:
         assert config.holdout is not None
         console.print(holdout.table(result["holdout"], config.holdout.samples))
-    console.print(result["verdict"], highlight=False, style="bold")
+    console.print(result["verdict"], highlight=False, soft_wrap=True, style="bold")
+    steps = f"{result['steps']} step{'s' if result['steps'] != 1 else ''}"
     console.print(
-        f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes; everything is in {folder.path}",
+        f"{steps} in {result['seconds'] / 60:.1f} minutes; everything is in {folder.path}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
