@@ -435,8 +435,9 @@ def test_a_broken_line_of_data_is_named(
 
 def broken_models(folder: Path) -> dict[str, str]:
     """Return what is no model, with a part of what is said of it."""
-    for name in ("empty", "other", "garbage", "no_weights"):
-        (folder / name).mkdir()
+    for name in ("empty", "other", "garbage", "no_weights", "a_run/model"):
+        (folder / name).mkdir(parents=True)
+    write(folder / "a_run" / "model" / "config.json", "{}")
     write(folder / "other" / "notes.txt", "hello")
     write(folder / "garbage" / "config.json", '{"model_type":')
     write(folder / "no_weights" / "config.json", '{"model_type": "qwen3"}')
@@ -444,6 +445,7 @@ def broken_models(folder: Path) -> dict[str, str]:
     return {
         "empty": "a folder without config.json that holds nothing",
         "other": "a folder without config.json that holds notes.txt",
+        "a_run": "a folder without config.json that holds model (perhaps a_run/model is meant)",
         "garbage": "cannot load a model from 'garbage'",
         "no_weights": "'no_weights' lacks its tokenizer",
         "file.bin": "a file",

@@ -602,6 +602,7 @@ def _load_model(source: str, dtype: torch.dtype | str) -> Any:
 
     base = _load_model(PeftConfig.from_pretrained(source).base_model_name_or_path, dtype)
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what peft calls by an old name of transformers
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be zeros
         model = PeftModel.from_pretrained(base, source).merge_and_unload()
     # Adapters that are trained on top of it name it as their base.
@@ -691,7 +692,8 @@ def check_source(source: str) -> None:
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
             found = sorted(entry.name for entry in path.iterdir())
             listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") or "nothing"
-            raise InvalidConfig(_cannot_load(source, f"a folder without config.json that holds {listed}"))
+            inside = f" (perhaps {path / 'model'} is meant)" if (path / "model" / "config.json").is_file() else ""
+            raise InvalidConfig(_cannot_load(source, f"a folder without config.json that holds {listed}{inside}"))
     elif path.exists():
         raise InvalidConfig(_cannot_load(source, "a file"))
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
