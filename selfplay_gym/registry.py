@@ -125,8 +125,8 @@ def _may_load(path: str) -> bool:
         return False
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for a name that is not among those known.
+def unknown(kind: str, name: str, known: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """Return the message for a name that is not among those known, of which only some may be worth listing.
 
     >>> unknown("suite", "cruxevel", ["cruxeval", "nano"])
     "no suite 'cruxevel'; did you mean 'cruxeval'?"
@@ -135,7 +135,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"no {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
-    return f"no {kind} {name!r}; there are {', '.join(names) or 'none'}"
+    return f"no {kind} {name!r}; there are {', '.join(names if listed is None else sorted(listed)) or 'none'}"
 
 
 families = Registry(

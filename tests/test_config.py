@@ -217,6 +217,20 @@ def test_a_mistake_is_told_where_it_was_made(tmp_path: Path) -> None:
         config.load(str(tmp_path / "wrong.yaml"), ["seed=3"])
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("foo.bar=1", "no setting 'foo'; there are backend, capacity, compare, continuous, dtype, evict, families,"),
+        ("learning_rate=1", "no setting 'learning_rate'; did you mean 'update.learning_rate'"),
+    ],
+)
+def test_a_setting_that_resembles_none_is_answered_by_those_beside_it(override: str, said: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        config.load("nano", [override])
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 350
+
+
 def test_a_temperature_stands_for_both_roles_or_there_are_two() -> None:
     def temperatures(*overrides: str) -> tuple[float, float]:
         found = config.load("nano", list(overrides)).play.temperature

@@ -472,7 +472,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return unknown("setting", place, _keys(RunConfig))
+        keys, section = _keys(RunConfig), place.rpartition(".")[0]
+        return unknown("setting", place, keys, [key for key in keys if key.rpartition(".")[0] == section])
     message = first["msg"].removeprefix("Value error, ")
     got = first.get("input")
     shown = f", got {got!r}" if isinstance(got, (str, int, float)) and repr(got) not in message else ""
