@@ -41,6 +41,8 @@ app.add_typer(bench, name="bench")
 # No markup: what is printed may hold a model's or a program's words.
 console = Console(markup=False, emoji=False, highlight=False)
 
+INSTALL = "pip install 'selfplay-gym[train]'"
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 JsonFile = Annotated[
     Path | None,
@@ -255,7 +257,7 @@ def doctor(as_json: JsonFlag = False) -> None:
     processes = f"one process a core on CPU, up to 8, with {_threads()} each"
     typer.echo(f"cores {facts['cores']}: training starts {processes}")
     for name, version in facts["training"].items():
-        typer.echo(f"{name} {version or 'is not installed: pip install selfplay-gym[train]'}")
+        typer.echo(f"{name} {version or f'is not installed: {INSTALL}'}")
 
 
 @app.command()
@@ -528,7 +530,7 @@ def _prepare_torch() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     missing = [name for name, version in _installed("torch", "transformers", "trl").items() if version is None]
     if missing:
-        raise SelfPlayError(f"{', '.join(missing)} not installed; this command needs: pip install selfplay-gym[train]")
+        raise SelfPlayError(f"{', '.join(missing)} not installed; this command needs: {INSTALL}")
 
 
 def _threads() -> str:
