@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
@@ -184,6 +184,7 @@ NAMES = st.sampled_from(sorted(config.RunConfig.model_fields)) | st.text(max_siz
 
 
 @given(st.dictionaries(NAMES, JUNK, max_size=4))
+@example({"families": {"\n": None}})
 def test_any_mapping_is_accepted_or_refused_in_one_line(settings: dict[str, object]) -> None:
     message = message_of(lambda: config.parse(settings, "here"))
     assert "\n" not in message

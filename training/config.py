@@ -15,6 +15,7 @@ from selfplay_gym.archive import Evict, How
 from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.gate import GateConfig
 from selfplay_gym.intrinsic import COMBINE
+from selfplay_gym.output import inert
 from selfplay_gym.protocols import TaskFamily
 from selfplay_gym.referee import REFERENCES, RewardConfig
 from selfplay_gym.registry import make_family, unknown
@@ -470,7 +471,7 @@ def _put(settings: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = inert(".".join(str(part) for part in first["loc"]))  # names of families are the user's
     if first["type"] == "extra_forbidden":
         keys, section = _keys(RunConfig), place.rpartition(".")[0]
         return unknown("setting", place, keys, [key for key in keys if key.rpartition(".")[0] == section])
