@@ -624,6 +624,7 @@ def recipe(tmp_path: Path, tiny_policy: Path) -> Path:
     return write(tmp_path / "tiny.yaml", textwrap.dedent(text))
 
 
+@pytest.mark.slow
 def test_the_log_of_a_run_holds_no_warnings_of_old_names(tmp_path: Path, recipe: Path) -> None:
     assert run_apart("train", recipe, "--output", tmp_path / "out").code == 0
     assert "Warning" not in (tmp_path / "out" / "log.txt").read_text()

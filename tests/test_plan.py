@@ -244,6 +244,7 @@ def test_the_command_prints_the_table_and_how_to_start(recipe: Path) -> None:
     assert f"train {recipe} --set update.bf16=true --output runs/a" in ended.stdout
 
 
+@pytest.mark.slow
 def test_eighty_columns_are_enough_for_the_table(recipe: Path) -> None:
     ended = run(recipe, "--gpus", "8", "--memory", "80", COLUMNS="80")
     assert "not checkpointed" in ended.stdout

@@ -92,6 +92,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted")
 def test_adapters_are_trained_saved_and_resumed_bit_for_bit(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

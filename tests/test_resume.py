@@ -106,6 +106,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     assert_same_run(tmp_path / "stopped early", tmp_path / "straight")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     play(tmp_path / "straight", config(4))

@@ -211,6 +211,7 @@ def test_a_sleeper_meets_the_clock_on_the_wall(executor):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_a_run_that_got_no_processor_runs_again_alone(executor):
     program = "def f(x):\n    for i in range(4 * 10 ** 7): pass\n    return x"
     jobs = [job(program, "7", limits=Limits(4, 4)), job(DOUBLE, "4")]
@@ -233,6 +234,7 @@ def test_a_run_that_got_no_processor_runs_again_alone(executor):
     assert [[(e.status, e.value) for e in answer] for answer in answers] == [[(Status.OK, "7")], [(Status.OK, "8")]]
 
 
+@pytest.mark.slow
 def test_many_sleepers_do_not_all_run_again(executor):
     sleeper = "import time\ndef f(x): time.sleep(x)"
     began = time.monotonic()

@@ -326,6 +326,7 @@ def test_the_trainer_compiles_no_literal(executor, monkeypatch):
     assert one(executor, "def f(x): return x", "'never seen before'").value == "'never seen before'"
 
 
+@pytest.mark.slow
 def test_a_job_that_a_kept_and_a_fresh_child_run_to_its_clock_is_no_hung_server(monkeypatch):
     monkeypatch.setattr(tickets, "_SLACK_SECONDS", 0.1)
     program = "import time\ndef f():\n    time.sleep(1.8)\n    raise MemoryError"

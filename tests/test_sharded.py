@@ -141,6 +141,7 @@ def requests(count: int) -> list[Request]:
     return [Request(tuple(range(5 + seed, 9 + 2 * seed)), 3 + 4 * seed, 1.0, seed) for seed in range(count)]
 
 
+@pytest.mark.slow
 def test_sharded_weights_generate_what_whole_ones_do() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
