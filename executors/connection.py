@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import deque
 from functools import lru_cache
+from operator import lt
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +59,11 @@ main()
 # Canonical texts that need no parser to be recognised; most values are of these kinds.
 _SCALAR = r"(?:None|True|False|'[ -&(-\[\]-~]*'|0|-?[1-9][0-9]{0,999})"
 _FLAT = rf"(?:{_SCALAR}|\[(?:{_SCALAR}(?:, {_SCALAR})*)?\]|\({_SCALAR}(?:,|(?:, {_SCALAR})+)\))"
-_PLAINLY_CANONICAL = re.compile(rf"{_FLAT}|\[{_FLAT}(?:, {_FLAT})*\]|\({_FLAT}(?:,|(?:, {_FLAT})+)\)")
+_PLAINLY_CANONICAL = re.compile(rf"{_FLAT}|\[{_FLAT}(?:, {_FLAT})*\]|\({_FLAT}(?:,|(?:, {_FLAT})+)\)|set\(\)|{{}}")
+# Canonical if their items, or keys, are in order: sets of integers, and integers by plain strings.
+_INTEGER, _KEY = "(?:0|-?[1-9][0-9]{0,999})", r"'[ -&(-\[\]-~]*'"
+_PLAIN_SET = re.compile(rf"{{{_INTEGER}(?:, {_INTEGER})*}}")
+_PLAIN_DICT = re.compile(rf"{{{_KEY}: {_INTEGER}(?:, {_KEY}: {_INTEGER})*}}")
 
 
 class Server:
@@ -278,7 +283,7 @@ def _check_count(executions: list[Execution], ticket: Ticket) -> None:
 def _execution(status: Status, payload: bytes, line: int, seconds: float) -> Execution:
     if status is Status.OK:
         value = payload.decode("utf-8", "replace")
-        if remembered_if_short(_is_canonical, value):
+        if _is_plainly_canonical(value) or remembered_if_short(_is_canonical, value):
             return Execution(status, value, cpu_seconds=seconds)
         # The child's own code writes nothing else, so the program wrote this frame itself.
         return Execution(Status.CRASHED, error_type="protocol", cpu_seconds=seconds)
@@ -287,10 +292,21 @@ def _execution(status: Status, payload: bytes, line: int, seconds: float) -> Exe
     return Execution(status, None, name, words[:200], line or None, seconds)
 
 
-@lru_cache(maxsize=1024)
-def _is_canonical(value: str) -> bool:
+def _is_plainly_canonical(value: str) -> bool:
+    """Return whether a value of one of the common kinds is canonical; False also for all other kinds."""
     if _PLAINLY_CANONICAL.fullmatch(value):
         return True
+    if _PLAIN_SET.fullmatch(value):
+        items = value[1:-1].split(", ")
+    elif _PLAIN_DICT.fullmatch(value):
+        items = re.findall("'[^']*'", value)
+    else:
+        return False
+    return all(map(lt, items, items[1:]))  # in order of their texts, none twice
+
+
+@lru_cache(maxsize=1024)
+def _is_canonical(value: str) -> bool:
     try:
         return literals.canonical(value) == value
     except literals.NotALiteral:

@@ -6,6 +6,8 @@ import signal
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfplay_gym import literals
 from selfplay_gym.executors import compiler, connection, tickets
@@ -333,6 +335,40 @@ def test_a_job_that_a_kept_and_a_fresh_child_run_to_its_clock_is_no_hung_server(
     with SandboxExecutor(workers=1, cache_bytes=0) as executor:
         result = one(executor, program, limits=Limits(cpu_seconds=0.1, wall_seconds=2.0))
     assert result.status is Status.MEMORY
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-30, 30) | st.text("ab' ,:{}()\\é", max_size=3)
+KINDS = (
+    PLAIN
+    | st.lists(PLAIN, max_size=3)
+    | st.sets(st.integers(-30, 30), max_size=4)
+    | st.dictionaries(st.text("ab ,:", max_size=2), st.integers(-30, 30), max_size=4)
+    | st.dictionaries(PLAIN, PLAIN, max_size=3)
+)
+
+
+@given(KINDS, st.data())
+def test_what_looks_canonical_is(value, data):
+    texts = {literals.encode(value), repr(value), str(value)}
+    whole = literals.encode(value)
+    place = data.draw(st.integers(0, len(whole)))
+    texts |= {whole[:place] + data.draw(st.text("ab' ,:{}01-", max_size=2)) + whole[place:], whole[:place]}
+    for text in texts:
+        assert not connection._is_plainly_canonical(text) or connection._is_canonical(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["set()", "{}", "{2}", "{1, 30, 4}", "{'a b': 1, 'a': -2}", "{'': 0}", "[1, ('a', None)]", "'a'"]
+)
+def test_common_values_are_known_as_canonical_without_a_parser(text):
+    assert connection._is_plainly_canonical(text)
+    assert connection._is_canonical(text)
+
+
+@pytest.mark.parametrize("text", ["{2, 1}", "{1, 1}", "{'b': 1, 'a': 2}", "{'a': 1, 'a': 1}", "{'a': 01}", "{1: 2}x"])
+def test_what_is_out_of_order_or_there_twice_is_not_canonical(text):
+    assert not connection._is_plainly_canonical(text)
+    assert not connection._is_canonical(text)
 
 
 @pytest.mark.parametrize("remembers", [tickets._marshalled, tickets._cached_refusal, connection._is_canonical])
