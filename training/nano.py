@@ -45,9 +45,9 @@ PROPOSED_LINES = (1, 2, 2, 3, 3, 3, 4, 4)
 
 Both must leave self-play something to begin with (shares of attempts at deduction, at temperature 1). Without three
 lines among the proposals it wrote a third line once in 2000, and self-play ran out of new programs. Without any among
-what it solves it thought of two lines whatever the program, so that there was nothing right to reward, and with one in
-sixteen of three lines it thought of three. With these few of four and five lines it gets their number wrong in 7% and
-21%, and all of it right in 63% and 33%.
+what it solves it left a line of three out in 85%, and with one in sixteen of three lines one of four in 47%: what was
+rewarded then was luck. With these few of four and five lines it gets their number wrong in 7% and 21% at most, and the
+answer right in 63% and 33%.
 """
 
 _FRAGMENTS = r"""
