@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -142,19 +142,10 @@ class BenchResult:
 
     def growth_table(self) -> Table:
         """Return cores, jobs a call, time-outs, start and memory, and the targets that are not in the other table."""
-        table = Table(title=f"growth, limits and size, {self.cores} cores, Python {self.python}")
-        table.add_column("what")
-        table.add_column("figure", justify="right")
-        table.add_column("target")
-        for what, figure in self._growth_rows():
-            table.add_row(what, figure)
-        table.add_section()
         ratios = {row.name for row in self.costs.rows}
-        for target in self.targets:
-            if target.name not in ratios:
-                figure = "-" if target.measured is None else f"{target.measured:.3g}{target.unit}"
-                table.add_row(target.name, figure, str(target))
-        return table
+        targets = [target for target in self.targets if target.name not in ratios]
+        title = f"growth, limits and size, {self.cores} cores, Python {self.python}"
+        return figure_table(title, self._growth_rows(), targets)
 
     def _growth_rows(self) -> Iterator[tuple[str, str]]:
         for rate in self.throughput:
@@ -168,6 +159,21 @@ class BenchResult:
             yield f"over {overrun.budget_seconds:g} s: {overrun.kind}", figures
         for name, megabytes in self.footprint.resident_mb.items():
             yield f"resident: {name}", f"{megabytes:.1f} MB"
+
+
+def figure_table(title: str, rows: Iterable[tuple[str, str]], targets: Iterable[Target]) -> Table:
+    """Return a table of figures with their names, and below them the targets."""
+    table = Table(title=title)
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    table.add_column("target")
+    for what, figure in rows:
+        table.add_row(what, figure)
+    table.add_section()
+    for target in targets:
+        figure = "-" if target.measured is None else f"{target.measured:.3g}{target.unit}"
+        table.add_row(target.name, figure, str(target))
+    return table
 
 
 def bench_executor(plan: Plan | None = None, console: Console | None = None) -> BenchResult:

@@ -26,7 +26,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from selfplay_gym.archive import Archive
-from selfplay_gym.bench import Target, progress
+from selfplay_gym.bench import Target, figure_table, progress
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.gate import Gate
 from selfplay_gym.referee import Referee
@@ -157,17 +157,8 @@ class StepResult:
 
     def growth_table(self) -> Table:
         """Return sampling, archives and targets."""
-        table = Table(title=f"growth, {self.cores} cores, Python {self.python}, torch {self.torch}")
-        table.add_column("what")
-        table.add_column("figure", justify="right")
-        table.add_column("target")
-        for what, figure in self._growth_rows():
-            table.add_row(what, figure)
-        table.add_section()
-        for target in self.targets:
-            figure = "-" if target.measured is None else f"{target.measured:.3g}{target.unit}"
-            table.add_row(target.name, figure, str(target))
-        return table
+        title = f"growth, {self.cores} cores, Python {self.python}, torch {self.torch}"
+        return figure_table(title, self._growth_rows(), self.targets)
 
     def _growth_rows(self) -> Iterator[tuple[str, str]]:
         for ranks in self.ranks:

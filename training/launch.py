@@ -194,7 +194,8 @@ def _refuse_too_many(processes: int) -> None:
 
     gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
     most, what = (gpus, "GPUs") if gpus else (cores, "cores")
-    if processes > max(most, 1 if gpus else 2):  # two on one core are slow, but show what several do
+    most = most if gpus else max(most, 2)  # two on one core are slow, but show what several do
+    if processes > most:
         raise InvalidConfig(f"processes must be at most {most}, the {what} that this run may use, got {processes}")
 
 
