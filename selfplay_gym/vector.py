@@ -21,19 +21,9 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from selfplay_gym.envs import (
-    CHARSET,
-    MAX_LENGTH,
-    Episode,
-    Game,
-    SelfPlay,
-    Solving,
-    Turn,
-    action_space,
-    prompt_space,
-    text_of,
-)
+from selfplay_gym.envs import CHARSET, MAX_LENGTH, action_space, prompt_space, text_of
 from selfplay_gym.errors import InvalidConfig
+from selfplay_gym.games import Episode, Game, SelfPlay, Solving, Turn
 
 Texts = tuple[str, ...]
 Step = tuple[Texts, "np.ndarray[Any, Any]", "np.ndarray[Any, Any]", "np.ndarray[Any, Any]", dict[str, Any]]

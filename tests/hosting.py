@@ -10,7 +10,8 @@ from typing import Any
 from selfplay_gym.training.config import RunConfig, Temperatures
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import RunFolder
-from selfplay_gym.training.generation import Policy, Request, row_seed
+from selfplay_gym.training.generation import Request, row_seed
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row
 from selfplay_gym.training.trainer import Rollout, build_trainer
 from selfplay_gym.training.watch import StepWatch

@@ -16,7 +16,8 @@ from selfplay_gym import literals
 from selfplay_gym.tasks import nano_programs
 from selfplay_gym.tasks.deduction import Deduction
 from selfplay_gym.training import nano
-from selfplay_gym.training.generation import Policy, Request, Sample
+from selfplay_gym.training.generation import Request, Sample
+from selfplay_gym.training.policy import Policy
 
 HIDDEN, LAYERS = 64, 2
 

@@ -907,7 +907,7 @@ def test_ctrl_c_ends_a_program_with_one_line(tmp_path: Path) -> None:
 
 
 ANNOUNCING = """
-from selfplay_gym.training.generation import Policy
+from selfplay_gym.training.policy import Policy
 
 sample = Policy.sample
 

@@ -34,8 +34,9 @@ from selfplay_gym import (
     Tier,
     UnknownId,
 )
-from selfplay_gym.envs import CHARSET, LazySandbox, TextEnv, environment_id
+from selfplay_gym.envs import CHARSET, TextEnv, environment_id
 from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.games import LazySandbox
 from selfplay_gym.tasks.triplets import IDENTITY
 from selfplay_gym.vector import TextVectorEnv
 

@@ -17,8 +17,8 @@ from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.tasks.abduction import Abduction
 from selfplay_gym.tasks.deduction import Deduction
 from selfplay_gym.training.evaluate import Sampling, evaluate, style_of
-from selfplay_gym.training.generation import Policy
 from selfplay_gym.training.nano import build_model, build_tokenizer
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.types import Execution, Job, Status, Task, Tier
 
 FIXTURES = Path(__file__).parent / "fixtures" / "suites"

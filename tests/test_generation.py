@@ -18,21 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
-from selfplay_gym.training import decoding, generation, nano
+from selfplay_gym.training import decoding, loading, nano
+from selfplay_gym.training.backends import ContinuousBackend, TransformersBackend, make_backend
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.decoding import DecodeLoop, supports
-from selfplay_gym.training.generation import (
-    ContinuousBackend,
-    GenerationBackend,
-    Policy,
-    Request,
-    Sample,
-    TransformersBackend,
-    load_tokenizer,
-    make_backend,
-    row_seed,
-    stop_token_ids,
-)
+from selfplay_gym.training.generation import GenerationBackend, Request, Sample, row_seed, stop_token_ids
+from selfplay_gym.training.loading import load_tokenizer
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.run import load_policy
 
 VOCABULARY, EOS, SECOND_STOP = 29, 1, 7
@@ -562,7 +554,7 @@ def test_each_process_of_a_host_takes_a_gpu_of_its_own(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if local_rank is not None:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
-    assert generation.find_device("auto") == torch.device(expected)
+    assert loading.find_device("auto") == torch.device(expected)
 
 
 def test_generation_leaves_the_model_trainable() -> None:

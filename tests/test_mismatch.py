@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfplay_gym.training.backends import ContinuousBackend, TransformersBackend
 from selfplay_gym.training.decoding import DecodeLoop
-from selfplay_gym.training.generation import ContinuousBackend, Policy, TransformersBackend
 from selfplay_gym.training.mismatch import Mismatch, spread
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row
 from tests.hosting import PLAY, hosted
 from tests.players import fresh_policy

@@ -17,7 +17,7 @@ from selfplay_gym.registry import make_family
 from selfplay_gym.suites import Source
 from selfplay_gym.training.config import load
 from selfplay_gym.training.evaluate import NANO_POLICY
-from selfplay_gym.training.generation import Policy
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.types import Task
 
 MEGABYTE = 10**6

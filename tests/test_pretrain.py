@@ -26,8 +26,8 @@ from selfplay_gym.registry import make_family
 from selfplay_gym.tasks import nano_programs
 from selfplay_gym.training import nano
 from selfplay_gym.training.decoding import DecodeLoop
-from selfplay_gym.training.generation import Policy
 from selfplay_gym.training.nano import PretrainConfig, Transcripts, batches, build_model, build_tokenizer, pretrain
+from selfplay_gym.training.policy import Policy
 
 FAMILIES = ("deduction", "abduction", "induction")
 SMALL = PretrainConfig(examples=300, batch_tokens=1024, hidden=64, layers=2, seed=0)

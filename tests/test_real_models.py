@@ -21,8 +21,9 @@ from selfplay_gym.training import run
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.evaluate import evaluate_named
 from selfplay_gym.training.folder import RunFolder
-from selfplay_gym.training.generation import Policy, Sample
+from selfplay_gym.training.generation import Sample
 from selfplay_gym.training.memory import shape_of
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row
 from tests.models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
 from tests.players import Scripted, good_player

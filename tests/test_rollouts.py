@@ -19,7 +19,8 @@ from selfplay_gym.referee import Referee
 from selfplay_gym.registry import make_family
 from selfplay_gym.training.advantages import ESTIMATORS, make_estimator
 from selfplay_gym.training.config import Play
-from selfplay_gym.training.generation import Policy, Request, Sample
+from selfplay_gym.training.generation import Request, Sample
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.watch import StepWatch
 from selfplay_gym.types import Execution, Job, NoVerdict, Rejected, Status, Task, Tier, Verdict

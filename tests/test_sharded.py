@@ -14,9 +14,10 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+from selfplay_gym.training.backends import TransformersBackend
 from selfplay_gym.training.config import accelerate_configs
 from selfplay_gym.training.folder import RunFolder
-from selfplay_gym.training.generation import Request, TransformersBackend
+from selfplay_gym.training.generation import Request
 from tests.models import byte_tokenizer, tiny_model
 from tests.runs import STEPS, Ended, assert_same_run, finished, started, tiny_policy, write_recipe
 from tests.runs import train as train_here
@@ -107,7 +108,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
-from selfplay_gym.training.generation import ContinuousBackend, TransformersBackend
+from selfplay_gym.training.backends import ContinuousBackend, TransformersBackend
 from tests.models import byte_tokenizer, tiny_model
 from tests.test_sharded import requests
 

@@ -20,7 +20,8 @@ from selfplay_gym.training.advantages import make_estimator
 from selfplay_gym.training.config import ADVANTAGES, RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import COMPLETE, RunFolder
-from selfplay_gym.training.generation import Policy, Sample
+from selfplay_gym.training.generation import Sample
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row
 from selfplay_gym.training.trainer import Rollout, build_trainer, slots, tabulate, with_gradient
 from selfplay_gym.training.watch import StepWatch

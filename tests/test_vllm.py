@@ -25,8 +25,10 @@ from selfplay_gym.referee import Referee
 from selfplay_gym.registry import make_family
 from selfplay_gym.training import vllm as hosting
 from selfplay_gym.training.advantages import make_estimator
+from selfplay_gym.training.backends import make_backend
 from selfplay_gym.training.config import Play, RunConfig
-from selfplay_gym.training.generation import Policy, Request, Sample, make_backend, row_seed
+from selfplay_gym.training.generation import Request, Sample, row_seed
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.vllm import Colocated, Engine, Server, VLLMBackend, wait_for_server
 from selfplay_gym.training.watch import StepWatch

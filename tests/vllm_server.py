@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfplay_gym.training.generation import Request, TransformersBackend
+from selfplay_gym.training.backends import TransformersBackend
+from selfplay_gym.training.generation import Request
 
 Answer = tuple[int, bytes]
 

@@ -32,8 +32,8 @@ from selfplay_gym.registry import unknown
 from selfplay_gym.report import phase_seconds, read_metrics
 from selfplay_gym.training.config import RunConfig, dump, load
 from selfplay_gym.training.folder import RunFolder
-from selfplay_gym.training.generation import silent
 from selfplay_gym.training.jobs import run_apart
+from selfplay_gym.training.loading import silent
 from selfplay_gym.training.memory import BFLOAT16, FLOAT32, GB, RESERVED, Shape, estimate, shape_of
 
 RECIPE = "selfplay"

@@ -24,7 +24,7 @@ from selfplay_gym.output import write_whole
 from selfplay_gym.protocols import Executor
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks.prompting import Style, check_style
-from selfplay_gym.training.generation import Completion, Policy
+from selfplay_gym.training.policy import Completion, Policy
 
 COMPACT_TOKENS, LONG_TOKENS = 160, 2048
 """Longest completion in the compact style, and in the others, unless told."""

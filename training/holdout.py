@@ -14,7 +14,8 @@ from selfplay_gym.protocols import Executor
 from selfplay_gym.statistics import mean_with_interval, paired_difference
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.training.config import RunConfig
-from selfplay_gym.training.generation import GenerationBackend, Policy, Request, row_seed
+from selfplay_gym.training.generation import GenerationBackend, Request, row_seed
+from selfplay_gym.training.policy import Policy
 
 Scores = dict[str, dict[str, float | None]]
 """Share of attempts that passed, by suite and problem; None without a verdict."""

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.training.config import Lora, RunConfig
-from selfplay_gym.training.generation import check_source
+from selfplay_gym.training.loading import check_source
 from selfplay_gym.training.run import source
 from selfplay_gym.training.trainer import lora_config, slots
 

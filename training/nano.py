@@ -34,7 +34,7 @@ from selfplay_gym.tasks.abduction import Abduction
 from selfplay_gym.tasks.deduction import Deduction
 from selfplay_gym.tasks.induction import Induction
 from selfplay_gym.tasks.nano_programs import Example
-from selfplay_gym.training.generation import find_device, silent
+from selfplay_gym.training.loading import find_device, silent
 from selfplay_gym.types import Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"

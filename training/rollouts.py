@@ -25,7 +25,8 @@ from selfplay_gym.gate import Outcome
 from selfplay_gym.referee import ProposalRequest, Referee
 from selfplay_gym.training.advantages import Estimator, RoleBaselines
 from selfplay_gym.training.config import Play
-from selfplay_gym.training.generation import GenerationBackend, Policy, Request, Sample, row_seed
+from selfplay_gym.training.generation import GenerationBackend, Request, Sample, row_seed
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.watch import StepWatch
 from selfplay_gym.types import Rejected, Role, Task, Verdict
 

@@ -35,12 +35,14 @@ from selfplay_gym.registry import executors, unknown
 from selfplay_gym.report import write_report
 from selfplay_gym.training import holdout, vllm
 from selfplay_gym.training.advantages import make_estimator
+from selfplay_gym.training.backends import BACKENDS, WithStart
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.evaluate import NANO_POLICY, positions
 from selfplay_gym.training.folder import RunFolder, contents
-from selfplay_gym.training.generation import BACKENDS, Policy, WithStart, check_source, check_template, load_tokenizer
 from selfplay_gym.training.live import LiveTable
+from selfplay_gym.training.loading import check_source, check_template, load_tokenizer
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.trainer import Rollout, build_trainer
 from selfplay_gym.training.watch import StepWatch

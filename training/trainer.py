@@ -28,9 +28,9 @@ from selfplay_gym.training import vllm
 from selfplay_gym.training.config import RunConfig
 from selfplay_gym.training.distributed import Ranks, SharedGenerator
 from selfplay_gym.training.folder import COMPLETE, RunFolder
-from selfplay_gym.training.generation import Policy
 from selfplay_gym.training.mismatch import measure
 from selfplay_gym.training.padding import skip_padding
+from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.tempering import RoleTemperatures
 from selfplay_gym.training.vllm import VLLMBackend, handing_over
