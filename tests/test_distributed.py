@@ -45,12 +45,18 @@ from tests.runs import (
 # -- places ------------------------------------------------------------------------------------------------------------
 
 
-@given(count=st.integers(0, 40), world=st.integers(1, 7))
-def test_shards_are_put_together_in_order(count: int, world: int) -> None:
-    items = list(range(count))
-    parts = [list(Ranks(rank, world).shard(items)) for rank in range(world)]
-    assert distributed._interleave(parts) == items
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+@given(prompts=st.lists(st.integers(1, 6), max_size=40), world=st.integers(1, 7))
+def test_every_request_is_dealt_once_and_the_shares_are_even(prompts: list[int], world: int) -> None:
+    shares = distributed._dealt([Request((prompt,), 1, 1.0, 0) for prompt in prompts], world)
+    assert sorted(place for share in shares for place in share) == list(range(len(prompts)))
+    assert max(map(len, shares)) <= -(-len(prompts) // world)
+
+
+@given(groups=st.integers(1, 20), attempts=st.integers(1, 8), world=st.integers(1, 4))
+def test_answers_to_one_prompt_are_one_ranks_work(groups: int, attempts: int, world: int) -> None:
+    count = groups * world  # so that whole groups fill the shares
+    shares = distributed._dealt([Request((1 + n // attempts,), 1, 1.0, n) for n in range(count * attempts)], world)
+    assert [len({place // attempts for place in share}) for share in shares] == [groups] * world
 
 
 def test_a_process_alone_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,20 @@ class Ranks:
             dist.barrier()
 
 
-def _interleave(parts: Sequence[Sequence[T]]) -> list[T]:
-    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+def _dealt(requests: Sequence[Request], world: int) -> list[list[int]]:
+    """Return which requests each rank gets: even shares, where equal prompts stay together and are read once."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for place, request in enumerate(requests):
+        by_prompt.setdefault(request.prompt_ids, []).append(place)
+    most = -(-len(requests) // world)
+    shares: list[list[int]] = [[] for _ in range(world)]
+    for places in by_prompt.values():
+        while places:
+            share = min(shares, key=len)
+            room = most - len(share)
+            share += places[:room]
+            places = places[room:]
+    return shares
 
 
 class LeaderFailed(SelfPlayError):
@@ -132,9 +144,9 @@ class SharedGenerator:
             else:
                 return
 
-    def _generate_part(self, requests: Sequence[Request]) -> list[Sample]:
+    def _generate_part(self, requests: Sequence[Request], share: Sequence[int]) -> list[Sample]:
         """Return this rank's samples; where all ranks must do the same work, one with less to do repeats a request."""
-        part = list(self.ranks.shard(requests))
+        part = [requests[place] for place in share]
         padded = part
         if getattr(self.backend, "collective", False):
             most = -(-len(requests) // self.ranks.world)
@@ -143,16 +155,22 @@ class SharedGenerator:
 
     def _share(self, requests: Sequence[Request]) -> list[Sample]:
         """Return everyone's samples; a failure is exchanged like samples, or the other ranks would wait for ever."""
-        share: list[Sample] | str
+        shares = _dealt(requests, self.ranks.world)
+        own: list[Sample] | str
         try:
-            share = self._generate_part(requests)
+            own = self._generate_part(requests, shares[self.ranks.rank])
         except Exception as error:
             if self.ranks.world == 1:
                 raise
             logging.getLogger(__name__).exception("rank %d cannot generate", self.ranks.rank)
-            share = f"rank {self.ranks.rank} cannot generate: {error}"
-        shares = self.ranks.gather(share)
-        failures = [share for share in shares if isinstance(share, str)]
+            own = f"rank {self.ranks.rank} cannot generate: {error}"
+        parts = self.ranks.gather(own)
+        failures = [part for part in parts if isinstance(part, str)]
         if failures and self.ranks.is_main:
             raise SelfPlayError(failures[0])
-        return [] if failures else _interleave([share for share in shares if not isinstance(share, str)])
+        if failures:
+            return []
+        found: dict[int, Sample] = {}
+        for share, part in zip(shares, parts, strict=True):
+            found.update(zip(share, part, strict=True))  # type: ignore[arg-type]  # no failures, so samples
+        return [found[place] for place in range(len(requests))]
