@@ -84,7 +84,8 @@ def identity(program: str) -> str:
             for field, value in reversed(list(ast.iter_fields(item))):
                 if field == free and value in own:
                     value = _Word(numbers.setdefault(value, f"#{len(numbers)}"))
-                if (type(item), field) not in _REMARKS:
+                empty = field == "type_params" and not value  # Python 3.11 has no such field
+                if (type(item), field) not in _REMARKS and not empty:
                     todo += (value, _Word(field))
             todo.append(_Word(f"({type(item).__name__}"))
         elif isinstance(item, list):
