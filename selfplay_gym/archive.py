@@ -16,14 +16,16 @@ import os
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from selfplay_gym import rewards
+from selfplay_gym import programs, rewards
 from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError, UnknownId
 from selfplay_gym.types import Task
 
@@ -33,24 +35,30 @@ HALF_SOLVED_WINDOW = 512
 PLAYS_COUNTED = 64
 """Most records of a task that `learnability` counts, so that no weight is far below the others."""
 REJECTED_TEXT_BYTES = 20_000
-SCHEMA_VERSION = 1
+_DIGITS = 16  # of a shape or identity: the chance that any two of a million programs agree in these alone is 3e-8
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x53504741  # "SPGA", at byte 68 of the file, where `file` and SQLite look for it
 
 # `position` counts a family's tasks from 1 without gaps; evictions take the lowest or, in an archive that keeps its
 # oldest, all beyond the capacity. The live tasks of a family are thus one range of positions, and drawing from them
-# means drawing integers. `attempts` and `solved` of a task repeat its
-# latest row in `attempts`, so that half-solved tasks can be found by index.
+# means drawing integers. `shape_position` counts the tasks of one shape so, over all families: the last of them tells
+# how many there are. `identity` is that of the program where a task has several inputs, which are looked up by it.
+# `attempts` and `solved` of a task repeat its latest row in `attempts`, so that half-solved tasks can be found by
+# index.
 _SCHEMA = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE programs (id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, text TEXT NOT NULL)",
     """CREATE TABLE tasks (
         id INTEGER PRIMARY KEY, step INTEGER NOT NULL, family TEXT NOT NULL, position INTEGER NOT NULL,
         program INTEGER NOT NULL REFERENCES programs, message TEXT NOT NULL, behaviour TEXT NOT NULL,
-        key TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, solved INTEGER NOT NULL DEFAULT 0)""",
+        key TEXT NOT NULL, shape TEXT NOT NULL, shape_position INTEGER NOT NULL, identity TEXT,
+        attempts INTEGER NOT NULL DEFAULT 0, solved INTEGER NOT NULL DEFAULT 0)""",
     "CREATE UNIQUE INDEX tasks_position ON tasks (family, position)",
     "CREATE INDEX tasks_program ON tasks (program, family)",
     "CREATE INDEX tasks_behaviour ON tasks (behaviour, family)",
     "CREATE INDEX tasks_key ON tasks (key)",
+    "CREATE UNIQUE INDEX tasks_shape ON tasks (shape, shape_position)",
+    "CREATE INDEX tasks_identity ON tasks (identity, family) WHERE identity IS NOT NULL",
     "CREATE INDEX tasks_half_solved ON tasks (family, position) WHERE solved > 0 AND solved < attempts",
     """CREATE TABLE triplets (
         task INTEGER NOT NULL REFERENCES tasks, place INTEGER NOT NULL, input TEXT NOT NULL, output TEXT NOT NULL,
@@ -106,8 +114,9 @@ _INNER: tuple[str, str, tuple[str, ...]] = (
     ("ROLLBACK TO inner_part", "RELEASE inner_part"),
 )
 # A text may hold a lone surrogate (JSON allows "\ud800"), which Python does not bind as text: see `_utf8`.
-_ADD_TASK = """INSERT INTO tasks (step, family, position, program, message, behaviour, key)
-    VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?)"""
+_ADD_TASK = """INSERT INTO tasks
+    (step, family, position, program, message, behaviour, key, shape, shape_position, identity)
+    VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?)"""
 
 
 class ArchiveError(SelfPlayError):
@@ -311,20 +320,21 @@ class Archive:
         """
         with self.transaction():
             self._check_step(step)
-            task_id = self._insert_task(task, step)
-            for place, triplet in enumerate(_triplets(task)):
-                values = (task_id, place, *map(_utf8, triplet))
-                self._rows("INSERT INTO triplets VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT))", *values)
-            for place, reference in enumerate(references):
-                self._rows("INSERT INTO lineage VALUES (?, ?, ?)", task_id, place, reference)
-            self._evict(task.family, step)
+            position = self._last_position(task.family) + 1
+            task_id = self._insert_task(task, step, position)
+            triplets = ((task_id, place, *map(_utf8, triplet)) for place, triplet in enumerate(_triplets(task)))
+            self._add("INSERT INTO triplets VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT))", triplets)
+            shown = ((task_id, place, reference) for place, reference in enumerate(references))
+            self._add("INSERT INTO lineage VALUES (?, ?, ?)", shown)
+            self._evict(task.family, step, position)
         return task_id
 
-    def _insert_task(self, task: Task, step: int) -> int:
+    def _insert_task(self, task: Task, step: int, position: int) -> int:
         program = self._program_id(task.program)
-        position = self._last_position(task.family) + 1
         values = (step, task.family, position, program, _utf8(task.message), task.behaviour, task.key)
-        self._rows(_ADD_TASK, *values)
+        shape = _told(programs.shape, task.program)
+        identity = _told(programs.identity, task.program) if len(task.inputs) > 1 else None
+        self._rows(_ADD_TASK, *values, shape, self._last_of_shape(shape) + 1, identity)
         return int(self._value("SELECT last_insert_rowid()"))
 
     def _program_id(self, program: str) -> int:
@@ -332,17 +342,17 @@ class Archive:
         self._rows("INSERT OR IGNORE INTO programs (hash, text) VALUES (?, CAST(? AS TEXT))", name, _utf8(program))
         return int(self._value("SELECT id FROM programs WHERE hash = ?", name))
 
-    def _evict(self, family: str, step: int) -> None:
-        for position in self._over(family):
+    def _evict(self, family: str, step: int, last: int) -> None:
+        for position in self._over(family, last):
             self._rows(
                 """INSERT INTO evictions SELECT id, ?, family, position, 'capacity' FROM tasks
                 WHERE family = ? AND position = ?""",
                 *(step, family, position),
             )
 
-    def _over(self, family: str) -> Sequence[int]:
-        """Return the positions that have to go after a task of the family was added."""
-        live, last = self._live_positions(family), self._last_position(family)
+    def _over(self, family: str, last: int) -> Sequence[int]:
+        """Return the positions that have to go after a task of the family was added as the last."""
+        live = self._live_positions(family, last)
         evicted: Evict | None = "newest" if last not in live else "oldest" if live.start > 1 else None
         over: Sequence[int] = [last] if evicted == "newest" else []
         if self.capacity is not None:
@@ -455,10 +465,9 @@ class Archive:
     def _live(self, families: str | Sequence[str]) -> dict[str, range]:
         """Return the positions of each family's live tasks."""
         names = (families,) if isinstance(families, str) else families
-        return {name: self._live_positions(name) for name in names}
+        return {name: self._live_positions(name, self._last_position(name)) for name in names}
 
-    def _live_positions(self, family: str) -> range:
-        last = self._last_position(family)
+    def _live_positions(self, family: str, last: int) -> range:
         first_evicted = self._value("SELECT min(position) FROM evictions WHERE family = ?", family)
         if first_evicted is None:
             return range(1, last + 1)
@@ -566,6 +575,24 @@ class Archive:
         query = "SELECT 1 FROM tasks WHERE behaviour = ? AND family = ? LIMIT 1"
         return bool(behaviour) and bool(self._rows(query, behaviour, family))
 
+    def inputs_of(self, program: str, family: str) -> list[tuple[str, ...]]:
+        """Return the inputs of each task of ``family`` with several that was ever made of this program, oldest first.
+
+        Programs are the same that have one `programs.identity`. Evicted tasks are included.
+        """
+        # INDEXED BY, because without statistics SQLite may walk all tasks of the family.
+        query = """SELECT t.id, r.input FROM tasks t INDEXED BY tasks_identity JOIN triplets r ON r.task = t.id
+            WHERE t.identity = ? AND t.family = ? ORDER BY t.id, r.place"""
+        rows = self._rows(query, _told(programs.identity, program), family)
+        return [tuple(text for _, text in of_task) for _, of_task in groupby(rows, key=itemgetter(0))]
+
+    def count_alike(self, program: str) -> int:
+        """Return how many tasks, of any family, were ever made of a program of the same `programs.shape`."""
+        return self._last_of_shape(_told(programs.shape, program))
+
+    def _last_of_shape(self, shape: str) -> int:
+        return self._value("SELECT max(shape_position) FROM tasks WHERE shape = ?", shape) or 0
+
     def has_key(self, key: str) -> bool:
         """Return whether exactly this task (`Task.key`) was ever added."""
         return bool(self._rows("SELECT 1 FROM tasks WHERE key = ? LIMIT 1", key))
@@ -634,10 +661,10 @@ class Archive:
                 "SELECT check_name, count(*) FROM rejections GROUP BY check_name ORDER BY check_name"
             )
             attempts, solved = self._rows("SELECT ifnull(sum(attempts), 0), ifnull(sum(solved), 0) FROM attempts")[0]
-            tasks, evicted, programs = (
+            tasks, evicted, texts = (
                 self._value(f"SELECT count(*) FROM {table}") for table in ("tasks", "evictions", "programs")
             )
-        return Statistics(tasks, evicted, programs, attempts, solved, dict(rejections))
+        return Statistics(tasks, evicted, texts, attempts, solved, dict(rejections))
 
     def fingerprint(self) -> str:
         """Return a hash of all contents: equal for two runs that recorded the same, on any machine and Python."""
@@ -683,6 +710,13 @@ class Archive:
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         return self._run(query, values)
+
+    def _add(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run one statement for each of several rows."""
+        try:
+            self._db.executemany(query, rows)
+        except sqlite3.Error as error:
+            raise _explained(error, self._path) from error
 
     def _value(self, query: str, *values: object) -> Any:
         """Return the first value of the first row, or None without rows."""
@@ -758,6 +792,14 @@ def _readable(text: str) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.blake2b(_utf8(text), digest_size=16).hexdigest()
+
+
+def _told(tell: Callable[[str], str], program: str) -> str:
+    """Return a hash of `programs`; a text that is no program has one of its own, and so is like itself alone."""
+    try:
+        return tell(program)[:_DIGITS]
+    except programs.NotAProgram:
+        return _hash(program)[:_DIGITS]
 
 
 def _uri(path: str, mode: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -108,19 +107,8 @@ class Referee:
         self.gate, self.pay = gate or Gate(executor), pay or RewardConfig()
         self.loose_frame = loose_frame
         self.proposing = {n: f for n, f in self.families.items() if isinstance(f, ProposingFamily)}
+        self._values: intrinsic.Seen | None = None
         self._seed()
-        self.shapes: Counter[str] = Counter()
-        self._seen = intrinsic.Seen() if self.pay.intrinsic else None
-        self._inputs: dict[tuple[str, str], list[tuple[str, ...]]] = {}
-        for stored in archive.tasks(evicted=True):
-            self._remember(stored.task)
-
-    def _remember(self, task: Task) -> None:
-        self.shapes[programs.shape(task.program)] += 1
-        if self._seen is not None:
-            self._seen.add(task)
-        if len(task.inputs) > 1:
-            self._inputs.setdefault((task.family, programs.identity(task.program)), []).append(task.inputs)
 
     def _seed(self) -> None:
         """Put the families' seed tasks into an empty archive, through the gate like any other task."""
@@ -190,7 +178,7 @@ class Referee:
     def _is_known(self, task: Task) -> bool:
         if self.archive.has_behaviour(task.behaviour, task.family):
             return True
-        earlier = self._inputs.get((task.family, programs.identity(task.program)), [])
+        earlier = self.archive.inputs_of(task.program, task.family) if len(task.inputs) > 1 else []
         return any(repeats_inputs(task.inputs, inputs) for inputs in earlier)
 
     # -- solve -----------------------------------------------------------------------------------------------------
@@ -244,13 +232,21 @@ class Referee:
             return rewards.count_bonus(self._others_of_shape(task))
         if name in intrinsic.OF_PROGRAMS:
             return intrinsic.OF_PROGRAMS[name](task.program)
-        assert self._seen is not None
         part = name.removesuffix("_diversity")
-        return self._seen.surprise(part, task, known=self.archive.has_key(task.key))
+        return self._seen().surprise(part, task, known=self.archive.has_key(task.key))
+
+    def _seen(self) -> intrinsic.Seen:
+        """Return the counts of values, for which the first call reads every task: few pay for diversity."""
+        if self._values is None:
+            values = intrinsic.Seen()
+            for stored in self.archive.tasks(evicted=True):
+                values.add(stored.task)
+            self._values = values
+        return self._values
 
     def _others_of_shape(self, task: Task) -> int:
         """Count the stored tasks of the same shape, the task itself left out."""
-        return self.shapes[programs.shape(task.program)] - self.archive.has_key(task.key)
+        return self.archive.count_alike(task.program) - self.archive.has_key(task.key)
 
     def solver_reward(self, verdict: Verdict) -> float | None:
         """Return the solver's reward; None without a verdict."""
@@ -266,7 +262,8 @@ class Referee:
         for request, outcome, text in zip(requests, outcomes, texts, strict=True):
             ids.append(None)
             if isinstance(outcome, Task):
-                self._remember(outcome)
+                if self._values is not None:
+                    self._values.add(outcome)
                 ids[-1] = self.archive.add_task(outcome, step, [stored.id for stored in request.references])
             elif isinstance(outcome, Rejected):
                 self.archive.record_rejection(step, request.family, outcome.check, outcome.detail, text)

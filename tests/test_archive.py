@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfplay_gym import rewards
+from selfplay_gym import programs, rewards
 from selfplay_gym.archive import PLAYS_COUNTED, REJECTED_TEXT_BYTES, SCHEMA_VERSION, Archive, ArchiveError, How
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
 from selfplay_gym.types import Task
@@ -98,6 +99,62 @@ def test_programs_and_behaviours_are_known_by_family_and_remembered_when_evicted
 def test_an_unmeasured_behaviour_is_never_known(archive: Archive) -> None:
     archive.add_task(make_task(1), 0)
     assert not archive.has_behaviour("", "deduction")
+
+
+# Two programs in two spellings each, of one shape; a program of another; and what is no program.
+ALIKE = (
+    "def f(x): return x + 1", "def f(value):\n    return value + 1", "def f(x): return x + 2", "def f(y): return y + 2",
+    "def f(x): return x - 1", "def f(x", "\ud800",
+)  # fmt: skip
+
+
+def shape(program: str) -> object:
+    return program if program in ALIKE[-2:] else programs.shape(program)
+
+
+def identity(program: str) -> object:
+    return program if program in ALIKE[-2:] else programs.identity(program)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(FAMILIES), st.sampled_from(ALIKE), st.lists(any_text, max_size=3)), max_size=12),
+    st.none() | st.integers(1, 3),
+    st.integers(-1, 12),
+)
+@settings(deadline=None)
+def test_programs_are_told_by_what_they_are_and_not_by_how_they_are_written(
+    added: list[tuple[str, str, list[str]]], capacity: int | None, rewound: int
+) -> None:
+    with Archive(":memory:", capacity=capacity) as archive:
+        for step, (family, program, inputs) in enumerate(added):
+            archive.add_task(Task(family, program, tuple(inputs), tuple(inputs)), step)
+        archive.rewind(rewound)
+        kept = added[: rewound + 1]
+        for program in ALIKE:
+            assert archive.count_alike(program) == sum(shape(other) == shape(program) for _, other, _ in kept)
+            for family in FAMILIES:
+                of_program = [i for name, p, i in kept if name == family and identity(p) == identity(program) and i[1:]]
+                assert archive.inputs_of(program, family) == list(map(tuple, of_program))
+
+
+def test_what_a_look_up_by_program_costs_does_not_grow_with_the_archive(archive: Archive) -> None:
+    counted = []
+    for numbers in (range(50), range(50, 1000)):
+        with archive.transaction():
+            for number in numbers:
+                archive.add_task(replace(make_task(number, "induction"), inputs=("1", "2"), outputs=("1", "2")), 0)
+        counted.append(instructions(archive))
+    assert counted[0] == counted[1]
+
+
+def instructions(archive: Archive) -> int:
+    """Return how many instructions SQLite runs to tell what is like a program and what was asked of it."""
+    done = itertools.count()
+    archive._db.set_progress_handler(lambda: next(done) < 0, 1)
+    assert archive.count_alike(make_task(7).program) >= 50
+    assert archive.inputs_of(make_task(7).program, "induction") == [("1", "2")]
+    archive._db.set_progress_handler(None, 1)
+    return next(done)
 
 
 def test_lineage_names_every_ancestor_once(archive: Archive) -> None:
@@ -416,6 +473,8 @@ def test_no_frequent_query_walks_a_table(path: Path, evict: Any) -> None:
         archive.record_rejection(7, "deduction", "syntax", "", "")
         archive.has_program("x", "deduction")
         archive.has_behaviour("x", "deduction")
+        archive.inputs_of(make_task(1).program, "deduction")
+        archive.count_alike(make_task(1).program)
         archive.counts()
         for how in HOWS:
             assert archive.sample(["deduction", "abduction"], 2, random.Random(0), how)
@@ -581,15 +640,16 @@ def test_a_foreign_database_is_refused_and_left_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [f"PRAGMA user_version = {SCHEMA_VERSION + 1}", "UPDATE meta SET value = '2' WHERE name = 'schema'"]
+    "change", ["PRAGMA user_version = {version}", "UPDATE meta SET value = '{version}' WHERE name = 'schema'"]
 )
-def test_a_newer_archive_is_refused_and_left_alone(path: Path, change: str) -> None:
+@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1])
+def test_an_archive_of_another_version_is_refused_and_left_alone(path: Path, change: str, version: int) -> None:
     Archive(path).close()
     connection = sqlite3.connect(path)
-    connection.execute(change)
+    connection.execute(change.format(version=version))
     connection.commit()
     connection.close()
-    refused_and_untouched(path, "expected archive schema 1, found 2")
+    refused_and_untouched(path, f"expected archive schema {SCHEMA_VERSION}, found {version}; use the selfplay-gym that")
 
 
 def test_what_is_missing_is_not_created_by_reading(path: Path) -> None:

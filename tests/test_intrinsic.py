@@ -291,10 +291,11 @@ def test_nothing_is_computed_that_has_no_weight(
     for name in ("mean_edit_distance", "Seen"):
         monkeypatch.setattr(intrinsic, name, never)
     monkeypatch.setattr(intrinsic, "OF_PROGRAMS", dict.fromkeys(intrinsic.OF_PROGRAMS, never))
-    _, extras = propose(referee_of(sandbox, archive, RewardConfig()), "def f(x):\n    return [x]", "4")
+    task, extras = propose(referee_of(sandbox, archive, RewardConfig()), "def f(x):\n    return [x]", "4")
     assert extras == {}
-    with pytest.raises(AssertionError, match="computed"):
-        referee_of(sandbox, archive, RewardConfig(intrinsic={"halstead": 1.0}))
+    for name in ("halstead", "input_diversity"):
+        with pytest.raises(AssertionError, match="computed"):
+            referee_of(sandbox, archive, RewardConfig(intrinsic={name: 1.0})).extras(task, ())
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -368,10 +370,53 @@ def test_a_task_does_not_stand_in_the_way_of_its_own_novelty(sandbox: Executor, 
     assert referee.proposal_reward(task, half) == before == 1.0
 
 
-def test_a_resumed_referee_remembers_the_shapes(sandbox: Executor, archive: Archive) -> None:
-    first = Referee(families(), sandbox, archive)
-    first.store(1, [request_for(first, "deduction")], [TASKS["deduction"]], [""])
-    assert Referee(families(), sandbox, archive).shapes == first.shapes
+# -- opened again ------------------------------------------------------------------------------------------------------
+
+PROPOSALS = [
+    ("deduction", triplet(DOUBLE)), ("abduction", triplet(DOUBLE)), ("deduction", triplet(DOUBLE.replace("2", "3"))),
+    ("induction", pairs("11", "12", "13", "14")), ("induction", pairs("11", "12", "13", "15")),
+    ("induction", pairs("13", "14", "15", "16")), ("induction", pairs("15", "16", "17", "18")),
+]  # fmt: skip
+
+
+def test_a_referee_opened_again_pays_and_refuses_as_the_one_that_runs(sandbox: Executor, tmp_path: Path) -> None:
+    def opened(archive: Archive) -> Referee:
+        return Referee(families(), sandbox, archive, pay=RewardConfig(novelty=0.5))
+
+    def says(referee: Referee) -> tuple[list[type], list[float]]:
+        outcomes = referee.judge_proposals(asked, texts, apart=True)
+        paid = [referee.proposal_reward(task, [Verdict(1.0), Verdict(0.0)]) for task in TASKS.values()]
+        return [type(outcome) for outcome in outcomes], [reward or 0.0 for reward in paid]
+
+    with Archive(tmp_path / "archive.sqlite", capacity=2) as archive:
+        running = opened(archive)
+        asked, texts = [request_for(running, name) for name, _ in PROPOSALS], [text for _, text in PROPOSALS]
+        before = says(running)
+        running.store(1, asked, running.judge_proposals(asked, texts), texts)
+        after = says(running)
+        assert (before[0], after[0]) == ([Task] * len(asked), [Rejected] * len(asked))
+        assert max(after[1]) < min(before[1])
+        with Archive.read(tmp_path / "archive.sqlite") as reader:
+            assert says(opened(reader)) == after
+        archive.rewind(0)
+        assert says(running) == says(opened(archive)) == before
+
+
+def test_opening_reads_no_task(echo: Executor, archive: Archive) -> None:
+    Referee(families(), echo, archive)
+    none = _instructions_to_open(echo, archive)
+    for number in range(200):
+        archive.add_task(Task(NAMES[number % 3], f"no program ({number}", ("1", "2"), ("1", "2")), 0)
+    assert _instructions_to_open(echo, archive) == none
+
+
+def _instructions_to_open(executor: Executor, archive: Archive) -> int:
+    """Return how many instructions SQLite runs for a referee to begin."""
+    done = itertools.count()
+    archive._db.set_progress_handler(lambda: next(done) < 0, 1)
+    Referee(families(), executor, archive, pay=RewardConfig(novelty=0.5, intrinsic={"novelty": 0.5, "halstead": 0.5}))
+    archive._db.set_progress_handler(None, 1)
+    return next(done)
 
 
 @pytest.mark.parametrize(

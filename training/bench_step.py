@@ -248,7 +248,7 @@ def measure_sizes(plan: Plan, folder: Path, say: Say) -> tuple[Size, ...]:
         policy = load_policy(config)
         games = {}
         for size, path in fill(plan.sizes, list(config.families), folder, say).items():
-            say(f"reading an archive of {size:,} tasks")
+            say(f"opening an archive of {size:,} tasks")
             archive = stack.enter_context(Archive(path))
             gate = Gate(executor, config.gate.build())
             referee = Referee(config.make_families(), executor, archive, gate, config.reward.build())
