@@ -11,23 +11,34 @@ Readers may open the file while a run writes it (WAL). There is one writer; a se
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import random
-import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
-from selfplay_gym import programs, rewards
-from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError, UnknownId
+from selfplay_gym import archive_draws, programs, rewards
+from selfplay_gym.archive_draws import Spot
+from selfplay_gym.archive_file import REWIND, ROW_ORDER, SCHEMA_VERSION, ArchiveError, ArchiveFile, utf8
+from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
 from selfplay_gym.types import Task
+
+__all__ = [
+    "PLAYS_COUNTED",
+    "REJECTED_TEXT_BYTES",
+    "SCHEMA_VERSION",
+    "Archive",
+    "ArchiveError",
+    "Evict",
+    "How",
+    "Statistics",
+    "StoredRejection",
+    "StoredTask",
+]
 
 How = Literal["uniform", "recency", "learnability", "half_solved", "newest"]
 Evict = Literal["oldest", "newest"]
@@ -36,91 +47,11 @@ PLAYS_COUNTED = 64
 """Most records of a task that `learnability` counts, so that no weight is far below the others."""
 REJECTED_TEXT_BYTES = 20_000
 _DIGITS = 16  # of a shape or identity: the chance that any two of a million programs agree in these alone is 3e-8
-SCHEMA_VERSION = 2
-APPLICATION_ID = 0x53504741  # "SPGA", at byte 68 of the file, where `file` and SQLite look for it
 
-# `position` counts a family's tasks from 1 without gaps; evictions take the lowest or, in an archive that keeps its
-# oldest, all beyond the capacity. The live tasks of a family are thus one range of positions, and drawing from them
-# means drawing integers. `shape_position` counts the tasks of one shape so, over all families: the last of them tells
-# how many there are. `identity` is that of the program where a task has several inputs, which are looked up by it.
-# `attempts` and `solved` of a task repeat its latest row in `attempts`, so that half-solved tasks can be found by
-# index.
-_SCHEMA = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE programs (id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, text TEXT NOT NULL)",
-    """CREATE TABLE tasks (
-        id INTEGER PRIMARY KEY, step INTEGER NOT NULL, family TEXT NOT NULL, position INTEGER NOT NULL,
-        program INTEGER NOT NULL REFERENCES programs, message TEXT NOT NULL, behaviour TEXT NOT NULL,
-        key TEXT NOT NULL, shape TEXT NOT NULL, shape_position INTEGER NOT NULL, identity TEXT,
-        attempts INTEGER NOT NULL DEFAULT 0, solved INTEGER NOT NULL DEFAULT 0)""",
-    "CREATE UNIQUE INDEX tasks_position ON tasks (family, position)",
-    "CREATE INDEX tasks_program ON tasks (program, family)",
-    "CREATE INDEX tasks_behaviour ON tasks (behaviour, family)",
-    "CREATE INDEX tasks_key ON tasks (key)",
-    "CREATE UNIQUE INDEX tasks_shape ON tasks (shape, shape_position)",
-    "CREATE INDEX tasks_identity ON tasks (identity, family) WHERE identity IS NOT NULL",
-    "CREATE INDEX tasks_half_solved ON tasks (family, position) WHERE solved > 0 AND solved < attempts",
-    """CREATE TABLE triplets (
-        task INTEGER NOT NULL REFERENCES tasks, place INTEGER NOT NULL, input TEXT NOT NULL, output TEXT NOT NULL,
-        PRIMARY KEY (task, place)) WITHOUT ROWID""",
-    """CREATE TABLE attempts (
-        id INTEGER PRIMARY KEY, step INTEGER NOT NULL, task INTEGER NOT NULL REFERENCES tasks,
-        attempts INTEGER NOT NULL, solved INTEGER NOT NULL, CHECK (0 <= solved AND solved <= attempts))""",
-    "CREATE INDEX attempts_task ON attempts (task)",
-    """CREATE TABLE rejections (
-        id INTEGER PRIMARY KEY, step INTEGER NOT NULL, family TEXT NOT NULL, check_name TEXT NOT NULL,
-        detail TEXT NOT NULL, text TEXT NOT NULL)""",
-    """CREATE TABLE lineage (
-        task INTEGER NOT NULL REFERENCES tasks, place INTEGER NOT NULL, reference INTEGER NOT NULL REFERENCES tasks,
-        PRIMARY KEY (task, place)) WITHOUT ROWID""",
-    "CREATE INDEX lineage_reference ON lineage (reference)",
-    """CREATE TABLE evictions (
-        task INTEGER PRIMARY KEY REFERENCES tasks, step INTEGER NOT NULL, family TEXT NOT NULL,
-        position INTEGER NOT NULL, reason TEXT NOT NULL)""",
-    "CREATE UNIQUE INDEX evictions_position ON evictions (family, position)",
-)
-_ROW_ORDER = {
-    "meta": "name",
-    "programs": "id",
-    "tasks": "id",
-    "triplets": "task, place",
-    "attempts": "id",
-    "rejections": "id",
-    "lineage": "task, place",
-    "evictions": "task",
-}
-_REWIND = (
-    """UPDATE tasks SET
-        attempts = coalesce((SELECT a.attempts FROM attempts a WHERE a.task = tasks.id AND a.step <= :step
-                             ORDER BY a.id DESC LIMIT 1), 0),
-        solved = coalesce((SELECT a.solved FROM attempts a WHERE a.task = tasks.id AND a.step <= :step
-                           ORDER BY a.id DESC LIMIT 1), 0)
-        WHERE id IN (SELECT task FROM attempts WHERE step > :step)""",
-    "DELETE FROM attempts WHERE step > :step",
-    "DELETE FROM rejections WHERE step > :step",
-    "DELETE FROM evictions WHERE step > :step",
-    "DELETE FROM lineage WHERE task IN (SELECT id FROM tasks WHERE step > :step)",
-    "DELETE FROM triplets WHERE task IN (SELECT id FROM tasks WHERE step > :step)",
-    "DELETE FROM tasks WHERE step > :step",
-    # Program ids follow first use, so those still in use are the first ones.
-    "DELETE FROM programs WHERE id > coalesce((SELECT max(program) FROM tasks), 0)",
-)
-# How a transaction begins, commits and is undone. IMMEDIATE meets a second writer at once, not halfway through a step.
-_OUTER: tuple[str, str, tuple[str, ...]] = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
-_READING: tuple[str, str, tuple[str, ...]] = ("BEGIN", "COMMIT", ("ROLLBACK",))
-_INNER: tuple[str, str, tuple[str, ...]] = (
-    "SAVEPOINT inner_part",
-    "RELEASE inner_part",
-    ("ROLLBACK TO inner_part", "RELEASE inner_part"),
-)
-# A text may hold a lone surrogate (JSON allows "\ud800"), which Python does not bind as text: see `_utf8`.
+# A text may hold a lone surrogate (JSON allows "\ud800"): see `utf8`.
 _ADD_TASK = """INSERT INTO tasks
     (step, family, position, program, message, behaviour, key, shape, shape_position, identity)
     VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?)"""
-
-
-class ArchiveError(SelfPlayError):
-    """The archive file could not be read or written: disk full, locked, not permitted. Nothing was half-written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +145,7 @@ class Archive:
         if evict not in get_args(Evict):
             raise InvalidConfig(f"tasks to evict must be one of {', '.join(get_args(Evict))}, got {evict!r}")
         self.capacity, self.evict = capacity, evict
-        if str(path) != ":memory:":
-            _check_header(Path(path), may_be_new=True)
-        self._open(str(path), "rwc", busy_seconds)
+        self._file = ArchiveFile(str(path), "write", busy_seconds)
 
     @classmethod
     def read(cls, path: str | Path, *, busy_seconds: float = 5.0) -> Self:
@@ -226,52 +155,14 @@ class Archive:
             InvalidData: There is no file, or it is no archive that this version reads.
             ArchiveError: The file cannot be opened.
         """
-        _check_header(Path(path), may_be_new=False)
         archive = cls.__new__(cls)
         archive.capacity, archive.evict = None, "oldest"
-        archive._open(str(path), "ro", busy_seconds)
+        archive._file = ArchiveFile(str(path), "read", busy_seconds)
         return archive
-
-    def _open(self, path: str, mode: str, busy_seconds: float) -> None:
-        self._path = path
-        self._writes = mode != "ro"
-        self._depth = 0
-        try:
-            self._db = sqlite3.connect(_uri(path, mode), uri=True, timeout=busy_seconds, isolation_level=None)
-        except sqlite3.Error as error:
-            raise _explained(error, path) from error
-        try:
-            self._db.text_factory = _text
-            self._prepare()
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _prepare(self) -> None:
-        """Create the tables in a new file, else check their version; then set the connection up."""
-        if not self._rows("SELECT 1 FROM sqlite_master LIMIT 1") and self._writes:
-            self._create()
-        version = self._value("SELECT value FROM meta WHERE name = 'schema'")
-        if version != str(SCHEMA_VERSION):
-            raise InvalidData(_version_message(self._path, version))
-        if self._writes:
-            self._rows("PRAGMA journal_mode = WAL")
-            # FULL, because a checkpoint must never be newer than its archive, not even after a power cut.
-            self._rows("PRAGMA synchronous = FULL")
-            self._rows("PRAGMA foreign_keys = ON")
-
-    def _create(self) -> None:
-        # Before WAL is switched on, so that the file itself says what it is from its first byte on.
-        with self.transaction():
-            self._rows(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._rows(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for statement in _SCHEMA:
-                self._rows(statement)
-            self._rows("INSERT INTO meta VALUES ('schema', ?)", str(SCHEMA_VERSION))
 
     def close(self) -> None:
         """Close the file; an open transaction is rolled back. Safe to call twice."""
-        self._db.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -283,29 +174,12 @@ class Archive:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Commit everything inside at once, or, if an exception leaves the block, nothing of it.
 
         Blocks nest: an inner block that fails undoes its own part only.
         """
-        if self._depth and not self._in_transaction():  # SQLite itself rolled back: a full disk, an I/O error
-            raise ArchiveError(f"{self._path}: this transaction was rolled back by an earlier error; start it again")
-        if self._depth:
-            begin, commit, undo = _INNER
-        else:
-            begin, commit, undo = _OUTER if self._writes else _READING
-        self._rows(begin)
-        self._depth += 1
-        try:
-            yield
-            self._rows(commit)
-        except BaseException:
-            for statement in undo if self._in_transaction() else ():
-                self._rows(statement)
-            raise
-        finally:
-            self._depth -= 1
+        return self._file.transaction()
 
     def add_task(self, task: Task, step: int, references: Sequence[int] = ()) -> int:
         """Store a proven task and return its id; evict one of its family if that is over capacity.
@@ -322,29 +196,29 @@ class Archive:
             self._check_step(step)
             position = self._last_position(task.family) + 1
             task_id = self._insert_task(task, step, position)
-            triplets = ((task_id, place, *map(_utf8, triplet)) for place, triplet in enumerate(_triplets(task)))
-            self._add("INSERT INTO triplets VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT))", triplets)
+            triplets = ((task_id, place, *map(utf8, triplet)) for place, triplet in enumerate(_triplets(task)))
+            self._file.add("INSERT INTO triplets VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT))", triplets)
             shown = ((task_id, place, reference) for place, reference in enumerate(references))
-            self._add("INSERT INTO lineage VALUES (?, ?, ?)", shown)
+            self._file.add("INSERT INTO lineage VALUES (?, ?, ?)", shown)
             self._evict(task.family, step, position)
         return task_id
 
     def _insert_task(self, task: Task, step: int, position: int) -> int:
         program = self._program_id(task.program)
-        values = (step, task.family, position, program, _utf8(task.message), task.behaviour, task.key)
+        values = (step, task.family, position, program, utf8(task.message), task.behaviour, task.key)
         shape = _told(programs.shape, task.program)
         identity = _told(programs.identity, task.program) if len(task.inputs) > 1 else None
-        self._rows(_ADD_TASK, *values, shape, self._last_of_shape(shape) + 1, identity)
-        return int(self._value("SELECT last_insert_rowid()"))
+        self._file.rows(_ADD_TASK, *values, shape, self._last_of_shape(shape) + 1, identity)
+        return int(self._file.value("SELECT last_insert_rowid()"))
 
     def _program_id(self, program: str) -> int:
         name = _hash(program)
-        self._rows("INSERT OR IGNORE INTO programs (hash, text) VALUES (?, CAST(? AS TEXT))", name, _utf8(program))
-        return int(self._value("SELECT id FROM programs WHERE hash = ?", name))
+        self._file.rows("INSERT OR IGNORE INTO programs (hash, text) VALUES (?, CAST(? AS TEXT))", name, utf8(program))
+        return int(self._file.value("SELECT id FROM programs WHERE hash = ?", name))
 
     def _evict(self, family: str, step: int, last: int) -> None:
         for position in self._over(family, last):
-            self._rows(
+            self._file.rows(
                 """INSERT INTO evictions SELECT id, ?, family, position, 'capacity' FROM tasks
                 WHERE family = ? AND position = ?""",
                 *(step, family, position),
@@ -359,7 +233,7 @@ class Archive:
             over = live[: -self.capacity] if self.evict == "oldest" else [*live[self.capacity :], *over]
         if evicted not in (None, self.evict) and (over or evicted == "newest"):
             raise InvalidData(
-                f"{self._path}: has evicted the {evicted} {family} tasks and cannot evict the {self.evict}; "
+                f"{self._file.path}: has evicted the {evicted} {family} tasks and cannot evict the {self.evict}; "
                 f"open it with evict={evicted!r}"
             )
         return over
@@ -385,8 +259,8 @@ class Archive:
 
     def _record(self, step: int, task_id: int, tried: int, solved: int) -> None:
         values = (step, task_id, tried, solved)
-        self._rows("INSERT INTO attempts (step, task, attempts, solved) VALUES (?, ?, ?, ?)", *values)
-        self._rows("UPDATE tasks SET attempts = ?, solved = ? WHERE id = ?", tried, solved, task_id)
+        self._file.rows("INSERT INTO attempts (step, task, attempts, solved) VALUES (?, ?, ?, ?)", *values)
+        self._file.rows("UPDATE tasks SET attempts = ?, solved = ? WHERE id = ?", tried, solved, task_id)
 
     def record_rejection(self, step: int, family: str, check: str, detail: str, text: str) -> None:
         """Store a refused proposal for people to read; ``detail`` and ``text`` are cut to 20 kB each.
@@ -396,7 +270,7 @@ class Archive:
         """
         with self.transaction():
             self._check_step(step)
-            self._rows(
+            self._file.rows(
                 "INSERT INTO rejections (step, family, check_name, detail, text) VALUES (?, ?, ?, ?, ?)",
                 *(step, family, check, _readable(detail), _readable(text)),
             )
@@ -407,8 +281,8 @@ class Archive:
         Takes time in proportion to the whole archive.
         """
         with self.transaction():
-            for statement in _REWIND:
-                self._run(statement, {"step": step})
+            for statement in REWIND:
+                self._file.run(statement, {"step": step})
 
     def _check_step(self, step: int) -> None:
         last = self.last_step
@@ -446,21 +320,28 @@ class Archive:
             raise InvalidConfig(f"sampling must be one of {', '.join(get_args(How))}, got {how!r}")
         if n < 0:
             raise InvalidConfig(f"the number of tasks to sample must be at least 0, got {n}")
-        with self._snapshot():
+        with self._file.snapshot():
             live = self._live(families)
             if before is not None:
                 live = {name: self._added_before(before, name, positions) for name, positions in live.items()}
-            if how == "learnability":
-                ids = self._learnable(live, n, rng)
-            elif how in ("uniform", "recency"):
-                spots = (_uniform if how == "uniform" else _recency)(live, n, rng)
-                ids = [self._id_at(*spot) for spot in spots]
-            elif how == "newest":
+            if how == "newest":
                 ids = self._newest(live, n)
-            else:
+            elif how == "half_solved":
                 open_ids = self._half_solved(live)
                 ids = rng.sample(open_ids, min(n, len(open_ids)))
+            else:
+                ids = [self._id_at(*spot) for spot in self._draw(how, live, n, rng)]
             return [self.task(task_id) for task_id in ids]
+
+    def _draw(
+        self, how: Literal["uniform", "recency", "learnability"], live: Mapping[str, range], n: int, rng: random.Random
+    ) -> list[Spot]:
+        if how == "uniform":
+            return archive_draws.uniform(live, n, rng)
+        if how == "recency":
+            return archive_draws.recency(live, n, rng)
+        # Weights differ by a factor of 17 at most, so that one draw looks at 22 tasks on average at worst.
+        return archive_draws.by_weight(live, n, rng, self._weight, most=rewards.curriculum_weight(0.5, 0))
 
     def _live(self, families: str | Sequence[str]) -> dict[str, range]:
         """Return the positions of each family's live tasks."""
@@ -468,55 +349,36 @@ class Archive:
         return {name: self._live_positions(name, self._last_position(name)) for name in names}
 
     def _live_positions(self, family: str, last: int) -> range:
-        first_evicted = self._value("SELECT min(position) FROM evictions WHERE family = ?", family)
+        first_evicted = self._file.value("SELECT min(position) FROM evictions WHERE family = ?", family)
         if first_evicted is None:
             return range(1, last + 1)
         if first_evicted > 1:  # then the newest are those that go, and all after them with them
             return range(1, first_evicted)
-        return range(self._value("SELECT max(position) FROM evictions WHERE family = ?", family) + 1, last + 1)
+        return range(self._file.value("SELECT max(position) FROM evictions WHERE family = ?", family) + 1, last + 1)
 
     def _last_position(self, family: str) -> int:
-        return self._value("SELECT max(position) FROM tasks WHERE family = ?", family) or 0
+        return self._file.value("SELECT max(position) FROM tasks WHERE family = ?", family) or 0
 
     def _added_before(self, step: int, family: str, positions: range) -> range:
         """Leave out the tasks of the latest steps, one by one from the upper end: those of one step are few."""
         query = "SELECT step FROM tasks WHERE family = ? AND position = ?"
-        while positions and self._value(query, family, positions[-1]) >= step:
+        while positions and self._file.value(query, family, positions[-1]) >= step:
             positions = positions[:-1]
         return positions
 
     def _id_at(self, family: str, position: int) -> int:
-        return int(self._value("SELECT id FROM tasks WHERE family = ? AND position = ?", family, position))
+        return int(self._file.value("SELECT id FROM tasks WHERE family = ? AND position = ?", family, position))
 
     def _newest(self, live: Mapping[str, range], n: int) -> list[int]:
         spots = [(family, position) for family, positions in live.items() for position in positions[::-1][:n]]
         return sorted((self._id_at(*spot) for spot in spots), reverse=True)[:n]
 
-    def _learnable(self, live: Mapping[str, range], n: int, rng: random.Random) -> list[int]:
-        """Draw distinct tasks one after the other, each by its weight among those left.
-
-        A task drawn uniformly is taken with a chance in proportion to its weight, and weights differ by a factor of 17
-        at most: how many are looked at, 22 for one on average at worst, does not depend on how many there are.
-        """
-        total = sum(map(len, live.values()))
-        if total < 4 * n:
-            weights = dict(self._weight(*_locate(live, index)) for index in range(total))
-            # Efraimidis and Spirakis, as in `_recent_ranks`
-            return sorted(weights, key=lambda task_id: rng.random() ** (1 / weights[task_id]), reverse=True)[:n]
-        drawn: dict[int, None] = {}
-        most = rewards.curriculum_weight(0.5, 0)
-        while len(drawn) < n:
-            task_id, weight = self._weight(*_locate(live, rng.randrange(total)))
-            if rng.random() * most < weight:
-                drawn[task_id] = None
-        return list(drawn)
-
-    def _weight(self, family: str, position: int) -> tuple[int, float]:
+    def _weight(self, spot: Spot) -> float:
         query = "SELECT id, attempts, solved FROM tasks WHERE family = ? AND position = ?"
-        ((task_id, attempts, solved),) = self._rows(query, family, position)
+        ((task_id, attempts, solved),) = self._file.rows(query, *spot)
         # Up to a limit, as an old task may have a record of every step.
-        plays = len(self._rows("SELECT 1 FROM attempts WHERE task = ? LIMIT ?", task_id, PLAYS_COUNTED))
-        return int(task_id), rewards.curriculum_weight(solved / attempts if attempts else None, plays)
+        plays = len(self._file.rows("SELECT 1 FROM attempts WHERE task = ? LIMIT ?", task_id, PLAYS_COUNTED))
+        return rewards.curriculum_weight(solved / attempts if attempts else None, plays)
 
     def _half_solved(self, live: Mapping[str, range]) -> list[int]:
         # INDEXED BY, because without statistics SQLite may walk `tasks_position` and look at every task.
@@ -525,7 +387,7 @@ class Archive:
         ids = [
             int(task_id)
             for family, positions in live.items()
-            for (task_id,) in self._rows(query, family, positions.start, positions.stop, HALF_SOLVED_WINDOW)
+            for (task_id,) in self._file.rows(query, family, positions.start, positions.stop, HALF_SOLVED_WINDOW)
         ]
         return sorted(ids, reverse=True)[:HALF_SOLVED_WINDOW]
 
@@ -537,15 +399,15 @@ class Archive:
         Raises:
             UnknownId: There is none.
         """
-        rows = self._rows(
+        rows = self._file.rows(
             """SELECT t.family, p.text, t.message, t.behaviour, t.step, t.attempts, t.solved
             FROM tasks t JOIN programs p ON p.id = t.program WHERE t.id = ?""",
             task_id,
         )
         if not rows:
-            raise UnknownId(f"{self._path} holds no task {task_id}")
+            raise UnknownId(f"{self._file.path} holds no task {task_id}")
         family, program, message, behaviour, *numbers = rows[0]
-        triplets = self._rows("SELECT input, output FROM triplets WHERE task = ? ORDER BY place", task_id)
+        triplets = self._file.rows("SELECT input, output FROM triplets WHERE task = ? ORDER BY place", task_id)
         inputs, outputs = (tuple(row[part] for row in triplets) for part in (0, 1))
         return StoredTask(task_id, Task(family, program, inputs, outputs, message, behaviour), *numbers)
 
@@ -559,7 +421,7 @@ class Archive:
         query = """SELECT id FROM tasks WHERE (:family IS NULL OR family = :family)
             AND (:evicted OR NOT EXISTS (SELECT 1 FROM evictions e WHERE e.task = tasks.id))
             ORDER BY id DESC LIMIT :newest"""
-        rows = self._run(query, {"family": family, "evicted": evicted, "newest": -1 if newest is None else newest})
+        rows = self._file.run(query, {"family": family, "evicted": evicted, "newest": -1 if newest is None else newest})
         for (task_id,) in reversed(rows):
             yield self.task(task_id)
 
@@ -568,12 +430,12 @@ class Archive:
         query = (
             """SELECT 1 FROM tasks WHERE program = (SELECT id FROM programs WHERE hash = ?) AND family = ? LIMIT 1"""
         )
-        return bool(self._rows(query, _hash(program), family))
+        return bool(self._file.rows(query, _hash(program), family))
 
     def has_behaviour(self, behaviour: str, family: str) -> bool:
         """Return whether a task of ``family`` was ever seen to behave so; never for an unmeasured (empty) behaviour."""
         query = "SELECT 1 FROM tasks WHERE behaviour = ? AND family = ? LIMIT 1"
-        return bool(behaviour) and bool(self._rows(query, behaviour, family))
+        return bool(behaviour) and bool(self._file.rows(query, behaviour, family))
 
     def inputs_of(self, program: str, family: str) -> list[tuple[str, ...]]:
         """Return the inputs of each task of ``family`` with several that was ever made of this program, oldest first.
@@ -583,7 +445,7 @@ class Archive:
         # INDEXED BY, because without statistics SQLite may walk all tasks of the family.
         query = """SELECT t.id, r.input FROM tasks t INDEXED BY tasks_identity JOIN triplets r ON r.task = t.id
             WHERE t.identity = ? AND t.family = ? ORDER BY t.id, r.place"""
-        rows = self._rows(query, _told(programs.identity, program), family)
+        rows = self._file.rows(query, _told(programs.identity, program), family)
         return [tuple(text for _, text in of_task) for _, of_task in groupby(rows, key=itemgetter(0))]
 
     def count_alike(self, program: str) -> int:
@@ -591,11 +453,11 @@ class Archive:
         return self._last_of_shape(_told(programs.shape, program))
 
     def _last_of_shape(self, shape: str) -> int:
-        return self._value("SELECT max(shape_position) FROM tasks WHERE shape = ?", shape) or 0
+        return self._file.value("SELECT max(shape_position) FROM tasks WHERE shape = ?", shape) or 0
 
     def has_key(self, key: str) -> bool:
         """Return whether exactly this task (`Task.key`) was ever added."""
-        return bool(self._rows("SELECT 1 FROM tasks WHERE key = ? LIMIT 1", key))
+        return bool(self._file.rows("SELECT 1 FROM tasks WHERE key = ? LIMIT 1", key))
 
     def lineage(self, task_id: int) -> list[int]:
         """Return the ids of all ancestors, oldest first: the references of the proposal, theirs, and so on."""
@@ -603,11 +465,11 @@ class Archive:
                 SELECT reference FROM lineage WHERE task = ?
                 UNION SELECT l.reference FROM ancestors a JOIN lineage l ON l.task = a.id)
             SELECT id FROM ancestors ORDER BY id"""
-        return [int(ancestor) for (ancestor,) in self._rows(query, task_id)]
+        return [int(ancestor) for (ancestor,) in self._file.rows(query, task_id)]
 
     def references(self, task_id: int) -> list[StoredTask]:
         """Return the tasks that the proposer of a task was shown, in that order."""
-        rows = self._rows("SELECT reference FROM lineage WHERE task = ? ORDER BY place", task_id)
+        rows = self._file.rows("SELECT reference FROM lineage WHERE task = ? ORDER BY place", task_id)
         return [self.task(reference) for (reference,) in rows]
 
     def hardest(self, count: int, *, ever_solved: bool) -> list[StoredTask]:
@@ -618,7 +480,7 @@ class Archive:
         hard = (
             "sum(solved) > 0 ORDER BY 1.0 * sum(solved) / sum(attempts)," if ever_solved else "sum(solved) = 0 ORDER BY"
         )
-        rows = self._rows(
+        rows = self._file.rows(
             f"""SELECT task, sum(attempts), sum(solved) FROM attempts GROUP BY task HAVING {hard} sum(attempts) DESC,
             task DESC LIMIT ?""",
             count,
@@ -627,7 +489,7 @@ class Archive:
 
     def rejection_samples(self) -> list[StoredRejection]:
         """Return the newest rejection of each check, by its name. Reads a whole table: for reports."""
-        rows = self._rows(
+        rows = self._file.rows(
             """SELECT check_name, step, family, detail, text FROM rejections
             WHERE id IN (SELECT max(id) FROM rejections GROUP BY check_name) ORDER BY check_name"""
         )
@@ -637,138 +499,47 @@ class Archive:
     def last_step(self) -> int | None:
         """The latest step with a task, a rejection or attempts; None when nothing was recorded."""
         steps = [
-            self._value(f"SELECT step FROM {table} WHERE id = (SELECT max(id) FROM {table})")
+            self._file.value(f"SELECT step FROM {table} WHERE id = (SELECT max(id) FROM {table})")
             for table in ("tasks", "attempts", "rejections")
         ]
         return max((int(step) for step in steps if step is not None), default=None)
 
     def counts(self) -> dict[str, int]:
         """Return how many live tasks each family has, by name of family."""
-        with self._snapshot():
+        with self._file.snapshot():
             return {family: len(positions) for family, positions in self._live(self._families()).items()}
 
     def _families(self) -> list[str]:
         """Return the families in order, stepping through the index: SELECT DISTINCT would read all of it."""
         names: list[str] = []
-        while name := self._value("SELECT min(family) FROM tasks WHERE family > ?", names[-1] if names else ""):
+        while name := self._file.value("SELECT min(family) FROM tasks WHERE family > ?", names[-1] if names else ""):
             names.append(name)
         return names
 
     def statistics(self) -> Statistics:
         """Return a summary for reports. Reads whole tables: not for every step."""
-        with self._snapshot():
-            rejections = self._rows(
+        with self._file.snapshot():
+            rejections = self._file.rows(
                 "SELECT check_name, count(*) FROM rejections GROUP BY check_name ORDER BY check_name"
             )
-            attempts, solved = self._rows("SELECT ifnull(sum(attempts), 0), ifnull(sum(solved), 0) FROM attempts")[0]
+            attempts, solved = self._file.rows("SELECT ifnull(sum(attempts), 0), ifnull(sum(solved), 0) FROM attempts")[
+                0
+            ]
             tasks, evicted, texts = (
-                self._value(f"SELECT count(*) FROM {table}") for table in ("tasks", "evictions", "programs")
+                self._file.value(f"SELECT count(*) FROM {table}") for table in ("tasks", "evictions", "programs")
             )
         return Statistics(tasks, evicted, texts, attempts, solved, dict(rejections))
 
     def fingerprint(self) -> str:
         """Return a hash of all contents: equal for two runs that recorded the same, on any machine and Python."""
         digest = hashlib.blake2b(digest_size=16)
-        with self._snapshot():
-            for table, order in _ROW_ORDER.items():
+        with self._file.snapshot():
+            for table, order in ROW_ORDER.items():
                 digest.update(table.encode())
-                for row in self._each(f"SELECT * FROM {table} ORDER BY {order}"):
+                for row in self._file.each(f"SELECT * FROM {table} ORDER BY {order}"):
                     # ascii, and not repr, which escapes by the Unicode tables of the Python at hand
                     digest.update(ascii(row).encode())
         return digest.hexdigest()
-
-    # -- SQL ----------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        """Make several queries see one state, though another process may commit in between."""
-        if self._in_transaction():
-            yield
-            return
-        self._rows("BEGIN")
-        try:
-            yield
-        finally:
-            if self._in_transaction():
-                self._rows("COMMIT")
-
-    def _in_transaction(self) -> bool:
-        try:
-            return self._db.in_transaction
-        except sqlite3.Error as error:
-            raise _explained(error, self._path) from error
-
-    def _each(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """Run one statement and yield its rows; every SQL error of this class is explained here."""
-        try:
-            yield from self._db.execute(query, values)
-        except sqlite3.Error as error:
-            raise _explained(error, self._path) from error
-
-    def _run(self, query: str, values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        return list(self._each(query, values))
-
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._run(query, values)
-
-    def _add(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run one statement for each of several rows."""
-        try:
-            self._db.executemany(query, rows)
-        except sqlite3.Error as error:
-            raise _explained(error, self._path) from error
-
-    def _value(self, query: str, *values: object) -> Any:
-        """Return the first value of the first row, or None without rows."""
-        rows = self._run(query, values)
-        return rows[0][0] if rows else None
-
-
-def _uniform(live: Mapping[str, range], n: int, rng: random.Random) -> list[tuple[str, int]]:
-    """Draw distinct (family, position), each live one alike."""
-    total = sum(map(len, live.values()))
-    return [_locate(live, index) for index in rng.sample(range(total), min(n, total))]
-
-
-def _locate(live: Mapping[str, range], index: int) -> tuple[str, int]:
-    for family, positions in live.items():
-        if index < len(positions):
-            return family, positions[index]
-        index -= len(positions)
-    raise IndexError(index)
-
-
-def _recency(live: Mapping[str, range], n: int, rng: random.Random) -> list[tuple[str, int]]:
-    """Draw distinct (family, position): families as in `_uniform`, newer positions more often, in random order."""
-    share = Counter(family for family, _ in _uniform(live, n, rng))
-    spots = [
-        (family, positions[rank - 1])
-        for family, positions in live.items()
-        for rank in _recent_ranks(len(positions), share[family], rng)
-    ]
-    rng.shuffle(spots)
-    return spots
-
-
-def _recent_ranks(total: int, n: int, rng: random.Random) -> list[int]:
-    """Draw ``n`` distinct ranks of 1 to ``total``, one after the other, rank k with weight k among those left."""
-    if total < 4 * n:
-        # Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": the n greatest u ** (1 / weight).
-        return sorted(range(1, total + 1), key=lambda rank: rng.random() ** (1 / rank), reverse=True)[:n]
-    # Here the ranks already drawn weigh at most 1 - (3/4)^2 of all, so that fewer than half of the draws repeat one.
-    ranks: dict[int, None] = {}
-    while len(ranks) < n:
-        ranks[_rank_at(rng.randrange(total * (total + 1) // 2))] = None
-    return list(ranks)
-
-
-def _rank_at(weight: int) -> int:
-    """Return the least rank k with 1 + 2 + ... + k above ``weight``, in exact arithmetic.
-
-    >>> [_rank_at(weight) for weight in range(7)]
-    [1, 2, 2, 3, 3, 3, 4]
-    """
-    return (math.isqrt(8 * weight + 1) + 1) // 2
 
 
 def _triplets(task: Task) -> list[tuple[str, str]]:
@@ -777,21 +548,13 @@ def _triplets(task: Task) -> list[tuple[str, str]]:
     return list(zip(task.inputs, task.outputs, strict=True))
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
-
-
 def _readable(text: str) -> str:
     """Cut to the limit in UTF-8 bytes, at a character; lone surrogates are shown as escapes."""
     return text.encode("utf-8", "backslashreplace")[:REJECTED_TEXT_BYTES].decode("utf-8", "ignore")
 
 
 def _hash(text: str) -> str:
-    return hashlib.blake2b(_utf8(text), digest_size=16).hexdigest()
+    return hashlib.blake2b(utf8(text), digest_size=16).hexdigest()
 
 
 def _told(tell: Callable[[str], str], program: str) -> str:
@@ -800,71 +563,3 @@ def _told(tell: Callable[[str], str], program: str) -> str:
         return tell(program)[:_DIGITS]
     except programs.NotAProgram:
         return _hash(program)[:_DIGITS]
-
-
-def _uri(path: str, mode: str) -> str:
-    if path == ":memory:":
-        return "file::memory:"
-    file = Path(path).absolute()
-    # A finished run on a read-only medium: without a place for its lock files SQLite wants to hear that none is needed.
-    finished = mode == "ro" and not Path(f"{file}-wal").exists() and not os.access(file.parent, os.W_OK)
-    return f"{file.as_uri()}?mode={mode}" + ("&immutable=1" if finished else "")
-
-
-def _check_header(path: Path, *, may_be_new: bool) -> None:
-    """Refuse what is no archive before SQLite opens it, which might already change it.
-
-    See https://www.sqlite.org/fileformat.html, "The Database Header".
-    """
-    if not path.exists() and may_be_new:
-        return
-    try:
-        # A writer may have put pages into the log alone, so only a file without one has to be whole. Looked up first,
-        # because a writer that closes now removes the log last.
-        logged = (log := Path(f"{path}-wal")).exists() and log.stat().st_size > 0
-        with path.open("rb") as file:
-            header, size = file.read(100), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise InvalidData(f"{path}: expected an archive, found no file; check the path") from None
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
-    if not header and may_be_new:  # killed between creating the file and its first commit
-        return
-    if header[:16] != b"SQLite format 3\0" or _number(header, 68, 72) != APPLICATION_ID:
-        found = "a truncated or foreign file" if header else "an empty file"
-        raise InvalidData(
-            f"{path}: expected an archive of selfplay-gym, found {found}; check the path, or restore it from a copy"
-        )
-    if (version := _number(header, 60, 64)) != SCHEMA_VERSION:
-        raise InvalidData(_version_message(str(path), version))
-    # 65536 bytes a page, the one size that does not fit its two bytes, is never ours
-    expected = _number(header, 16, 18) * _number(header, 28, 32)
-    if size < expected and not logged:
-        raise InvalidData(f"{path}: expected a whole archive of {expected} bytes, found {size}; restore it from a copy")
-
-
-def _number(header: bytes, start: int, stop: int) -> int:
-    return int.from_bytes(header[start:stop], "big")
-
-
-def _version_message(path: str, version: object) -> str:
-    return f"{path}: expected archive schema {SCHEMA_VERSION}, found {version}; use the selfplay-gym that wrote it"
-
-
-def _explained(error: sqlite3.Error, path: str) -> SelfPlayError:
-    """Return our error for one of SQLite's, with what to do about it."""
-    # The low byte is the kind, the rest details. Errors of the Python module itself (a closed archive) have no code.
-    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return InvalidData(f"{path}: expected a whole archive, found a damaged one ({error}); restore it from a copy")
-    if code == sqlite3.SQLITE_CONSTRAINT:
-        return InvalidData(f"{path}: refers to a task that the archive does not hold, or breaks its rules ({error})")
-    advice = {
-        sqlite3.SQLITE_BUSY: "another process is writing it; end that or wait",
-        sqlite3.SQLITE_LOCKED: "another process is writing it; end that or wait",
-        sqlite3.SQLITE_FULL: "make space on the disk and resume",
-        sqlite3.SQLITE_IOERR: "check the disk and its free space, and resume",
-        sqlite3.SQLITE_READONLY: "it was opened for reading, or may not be written",
-        sqlite3.SQLITE_CANTOPEN: "check that its folder exists and may be written",
-    }.get(code, "")
-    return ArchiveError(f"{path}: {error}" + (f"; {advice}" if advice else ""))

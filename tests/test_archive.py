@@ -150,10 +150,10 @@ def test_what_a_look_up_by_program_costs_does_not_grow_with_the_archive(archive:
 def instructions(archive: Archive) -> int:
     """Return how many instructions SQLite runs to tell what is like a program and what was asked of it."""
     done = itertools.count()
-    archive._db.set_progress_handler(lambda: next(done) < 0, 1)
+    archive._file.db.set_progress_handler(lambda: next(done) < 0, 1)
     assert archive.count_alike(make_task(7).program) >= 50
     assert archive.inputs_of(make_task(7).program, "induction") == [("1", "2")]
-    archive._db.set_progress_handler(None, 1)
+    archive._file.db.set_progress_handler(None, 1)
     return next(done)
 
 
@@ -359,10 +359,10 @@ def test_how_much_is_read_for_a_sample_does_not_grow_with_the_archive(archive: A
                 task_id = archive.add_task(make_task(step), step)
                 archive.record_attempts(step, [(task_id, 4, step % 5)])
         seen: list[str] = []
-        archive._db.set_trace_callback(seen.append)
+        archive._file.db.set_trace_callback(seen.append)
         for seed in range(20):
             archive.sample("deduction", 4, random.Random(seed), how, before=step)
-        archive._db.set_trace_callback(None)
+        archive._file.db.set_trace_callback(None)
         read.append(len(seen))
     assert read[1] < 1.3 * read[0]
 
@@ -467,7 +467,7 @@ def test_no_frequent_query_walks_a_table(path: Path, evict: Any) -> None:
     seen: list[str] = []
     with Archive(path, capacity=4, evict=evict) as archive:
         fill(archive, 6)
-        archive._db.set_trace_callback(seen.append)
+        archive._file.db.set_trace_callback(seen.append)
         task_id = archive.add_task(make_task(7, behaviour="b"), 7, [1, 2])
         archive.record_attempts(7, [(3, 2, 1), (task_id, 2, 1)])
         archive.record_rejection(7, "deduction", "syntax", "", "")
@@ -478,7 +478,7 @@ def test_no_frequent_query_walks_a_table(path: Path, evict: Any) -> None:
         archive.counts()
         for how in HOWS:
             assert archive.sample(["deduction", "abduction"], 2, random.Random(0), how)
-        archive._db.set_trace_callback(None)
+        archive._file.db.set_trace_callback(None)
     assert not [line for query in seen for line in query_plan(path, query) if "SCAN" in line and "CONSTANT" not in line]
 
 

@@ -413,9 +413,9 @@ def test_opening_reads_no_task(echo: Executor, archive: Archive) -> None:
 def _instructions_to_open(executor: Executor, archive: Archive) -> int:
     """Return how many instructions SQLite runs for a referee to begin."""
     done = itertools.count()
-    archive._db.set_progress_handler(lambda: next(done) < 0, 1)
+    archive._file.db.set_progress_handler(lambda: next(done) < 0, 1)
     Referee(families(), executor, archive, pay=RewardConfig(novelty=0.5, intrinsic={"novelty": 0.5, "halstead": 0.5}))
-    archive._db.set_progress_handler(None, 1)
+    archive._file.db.set_progress_handler(None, 1)
     return next(done)
 
 
