@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from selfplay_gym.bench import Target
 from selfplay_gym.errors import InvalidConfig, InvalidData, RunFolderError, SelfPlayError, UnknownId
-from selfplay_gym.training.jobs import Job, Jobs
+from selfplay_gym.training.jobs import Job, Jobs, running_jobs
 from selfplay_gym.training.learning import ARMS, LearningBench, Plan, bench_learning, equal_steps
 from selfplay_gym.training.learning_result import LearningResult
 from selfplay_gym.training.learning_scores import Run, curve, read_run, read_scores, score
@@ -136,6 +139,12 @@ def test_scores_of_different_problems_are_not_compared() -> None:
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 
+def shown(result: LearningResult, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(result.table())
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def constant(value: float) -> list[dict[str, float]]:
     return [{f"problem {n}": value for n in range(20)}]
 
@@ -165,8 +174,19 @@ def test_tokens_that_differ_by_more_than_a_twentieth_are_said() -> None:
     result = result_of(scores, {"self-play": 1000, "lax-gate": 1060, "flat-reward": 960})
     assert result.unequal() == ["Not at equal tokens: lax-gate sampled +6% of what self-play did."]
     assert result.verdicts()[-1] == result.unequal()[0]
-    assert result.cost_table().caption == result.unequal()[0]
+    assert shown(result, 400).count("Not at equal tokens") == 1
+    assert "recipe nano, 1 seed\n" in re.sub(" +\n", "\n", shown(result, 400))
     assert [target.met for target in result.targets] == [False, None]
+
+
+@pytest.mark.parametrize("most", [1.0, 0.4])
+def test_80_columns_hold_every_figure_whole(most: float) -> None:
+    scores = {arm: [{f"problem {n}": n % (3 + k) / (2 + k) * most for n in range(20)}] for k, arm in enumerate(ARMS)}
+    result = result_of({"start": constant(0.0), **scores}, dict.fromkeys(ARMS, 1e6))
+    table = shown(result, 80)
+    assert "…" not in table
+    words = {word for row in result.score_tables()[0].columns for cell in row.cells for word in str(cell).split()}
+    assert words <= set(table.split())
 
 
 def test_a_limit_that_is_not_enough_is_missed() -> None:
@@ -335,6 +355,13 @@ def test_a_job_that_fails_is_one_line_with_its_last_words_and_its_log(job: Calla
     ) as said:
         Jobs(None, None, 1).run([job("train", "nanno")])
     assert "\n" not in str(said.value)
+
+
+def test_without_a_terminal_a_line_says_what_has_started(job: Callable[..., Job]) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with pytest.raises(SelfPlayError), running_jobs(console, 1) as jobs:
+        jobs.run([job("doctor", "--no-such")])
+    assert console.file.getvalue() == "a job: started\n"  # type: ignore[attr-defined]
 
 
 def test_a_job_has_one_core_and_must_leave_its_result(job: Callable[..., Job]) -> None:

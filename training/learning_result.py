@@ -170,8 +170,10 @@ class LearningResult:
     def cost_table(self) -> Table:
         """Return what each arm took."""
         seeds = len(self.arms[0].tokens)
-        caption = "\n".join(self.unequal()) or "All arms sampled as many tokens as self-play, within 5%."
-        shown = Table(title=f"recipe {self.recipe}, means of {seeds} seeds", box=box.SIMPLE_HEAD, caption=caption)
+        title = f"recipe {self.recipe}, {'1 seed' if seeds == 1 else f'means of {seeds} seeds'}"
+        # Where they did not, the verdicts say so.
+        caption = None if self.unequal() else "All arms sampled as many tokens as self-play, within 5%."
+        shown = Table(title=title, box=box.SIMPLE_HEAD, caption=caption)
         shown.caption_justify = "left"
         for number, heading in enumerate(COSTS):
             shown.add_column(heading, justify="right" if number else "left", no_wrap=True)
@@ -188,10 +190,11 @@ class LearningResult:
         """Return a table for each suite and measure."""
         found = []
         for (suite, measure), rows in self._grouped().items():
-            shown = Table(title=f"{suite}, {measure}, {rows[0].n} problems", box=box.SIMPLE_HEAD)
-            shown.pad_edge, shown.collapse_padding = False, True
+            title = f"\n{suite}, {measure}, {rows[0].n} problems"
+            # As dense as 80 columns need; what is still too wide there, such as -100.0, has its interval below it.
+            shown = Table(title=title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
             for number, heading in enumerate(HEADINGS):
-                shown.add_column(heading, justify="right" if number else "left", no_wrap=True)
+                shown.add_column(heading, justify="right" if number else "left", no_wrap=not number)
             for row in rows:
                 shown.add_row(*map(as_text, _cells(row)))
             found.append(shown)
@@ -258,13 +261,13 @@ def _cells(row: Score) -> tuple[str, ...]:
     low, high = (100 * end for end in row.interval)
     differences = (row.over_start, row.below_self_play)
     spread = "" if row.spread is None else f"{100 * row.spread:.1f}"
-    return row.arm, f"{100 * row.value:.1f} [{low:.0f}, {high:.0f}]", *map(_points, differences), spread
+    return row.arm, f"{100 * row.value:.1f} [{low:.0f},{high:.0f}]", *map(_points, differences), spread
 
 
 def _points(difference: Interval | None) -> str:
     if difference is None:
         return ""
-    return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{100 * difference.difference:+.1f} [{100 * difference.low:+.1f},{100 * difference.high:+.1f}]"
 
 
 def _figure(target: Target) -> str:
