@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console, Group
@@ -181,7 +182,7 @@ def bench_executor(plan: Plan | None = None, console: Console | None = None) -> 
 
     Args:
         plan: How much; by default about a minute.
-        console: Where to show progress, if it is a terminal.
+        console: Where to show progress.
     """
     plan = plan or Plan()
     with progress(console) as say:
@@ -197,9 +198,12 @@ def bench_executor(plan: Plan | None = None, console: Console | None = None) -> 
 
 @contextlib.contextmanager
 def progress(console: Console | None) -> Iterator[Callable[[str], None]]:
-    """Yield what shows in a line what is being measured, if the console is a terminal."""
-    if console is None or not console.is_terminal:
+    """Yield what says what is being measured: in one line that changes on a terminal, in a line each elsewhere."""
+    if console is None:
         yield lambda words: None
+        return
+    if not console.is_terminal:
+        yield partial(console.print, highlight=False, soft_wrap=True, markup=False)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     # Drawn between measurements only: to draw takes processor time of this process.

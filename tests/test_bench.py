@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from selfplay_gym import bench_costs, bench_scaling
-from selfplay_gym.bench import BenchResult, Plan, Target, bench_executor
+from selfplay_gym.bench import BenchResult, Plan, Target, bench_executor, progress
 from selfplay_gym.bench_programs import KINDS, agreement, programs
 from selfplay_gym.bench_rivals import rivals, run_in_process, run_text
 from selfplay_gym.types import Execution, Status
@@ -104,6 +104,14 @@ def test_a_target_is_met_missed_or_open() -> None:
     assert str(Target("cost", 2.3, 2.2, "x")) == "<= 2.2x missed"
     assert str(Target("cores", 1.7, 1.8, "x", at_least=True)) == ">= 1.8x missed"
     assert str(Target("cores", None, 1.8, "x", at_least=True)) == ">= 1.8x not measured"
+
+
+def test_without_a_terminal_every_stage_is_a_line() -> None:
+    shown = io.StringIO()
+    with progress(Console(file=shown, width=20)) as say:
+        say("warming up, and 0.5b [of] it")
+        say("round 1 of 7")
+    assert shown.getvalue() == "warming up, and 0.5b [of] it\nround 1 of 7\n"
 
 
 def test_a_rival_whose_package_is_missing_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

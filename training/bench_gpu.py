@@ -278,7 +278,7 @@ def bench_gpu(plan: Plan | None = None, console: Console | None = None) -> GpuRe
 
     Args:
         plan: What; by default both public shapes.
-        console: Where to show progress, if it is a terminal.
+        console: Where to show progress.
 
     Raises:
         InvalidConfig: There is no GPU, not enough disk, something in the folder already, or an impossible setting.

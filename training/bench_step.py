@@ -175,7 +175,7 @@ def bench_step(plan: Plan | None = None, console: Console | None = None) -> Step
 
     Args:
         plan: How much; by default some minutes.
-        console: Where to show progress, if it is a terminal.
+        console: Where to show progress.
 
     Raises:
         SelfPlayError: A run failed.

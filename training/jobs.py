@@ -69,6 +69,8 @@ class Jobs:
                 while waiting and free:
                     job, core = waiting.popleft(), free.pop(0)
                     running[_start(job, core)] = job, core, time.monotonic()
+                    if self._bar is None:
+                        self._say(f"{job.name}: started")
                 self._show(job.name for job, _, _ in running.values())
                 time.sleep(0.2)
                 for process in [process for process in running if process.poll() is not None]:
