@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_an_unknown_name_brings_the_nearest(override: str, nearest: str) -> None
     ("override", "words"),
     [
         ("play.attempts=1", ["play.attempts", "2", "got 1"]),
-        ("play.attempts=many", ["play.attempts", "integer", "'many'"]),
+        ("play.attempts=many", ["play.attempts must be a whole number, got 'many'"]),
         ("play.replays=oldest", ["play.replays", "'half_solved'", "'oldest'"]),
         ("play.references=half_solved", ["play.references", "half_solved"]),
         ("play.temperature=0", ["play.temperature", "greater than 0"]),
@@ -77,24 +78,28 @@ def test_an_unknown_name_brings_the_nearest(override: str, nearest: str) -> None
         ("reward.novelty=-1", ["reward.novelty", "-1"]),
         ("reward.intrinsic.halstead=-1", ["reward", "halstead", "-1"]),
         ("reward.intrinsic.halstead=much", ["reward.intrinsic.halstead", "'much'"]),
-        ("reward.intrinsic=halstead", ["reward.intrinsic", "dictionary"]),
+        ("reward.intrinsic=halstead", ["reward.intrinsic must be a section", "{key: value}, got 'halstead'"]),
         ("reward.intrinsic_cap=.inf", ["reward.intrinsic_cap", "finite"]),
         ("gate.cpu_seconds=0", ["gate", "cpu_seconds", "0.001"]),
         ("gate.wall_seconds=0.01", ["gate", "wall_seconds"]),
         ("gate.program_characters=0", ["gate", "program_characters"]),
         ("gate.disabled=[syntax]", ["gate", "syntax", "cannot be disabled"]),
-        ("gate.disabled=new", ["gate.disabled", "'new'"]),
-        ("gate=", ["gate", "dictionary"]),
+        ("gate.disabled=new", ["gate.disabled must be a list, such as [a, b], got 'new'"]),
+        ("gate=", ["gate must be a section", "got null"]),
         ("holdout.problems=151", ["holdout.problems", "150"]),
         ("holdout=[1]", ["holdout"]),
-        ("families={}", ["families", "1"]),
-        ("families.deduction=6", ["families.deduction", "dictionary", "6"]),
+        ("families={}", ["families must not be empty, got {}"]),
+        ("families.deduction=6", ["families.deduction must be a section", "got 6"]),
         ("style=long", ["style", "'azr', 'chat' or 'compact'", "'long'"]),
         ("update.loss_type=ppo", ["update.loss_type", "'ppo'"]),
-        ("seed=-1", ["seed", "-1"]),
+        ("seed=-1", ["seed must be at least 0, got -1"]),
+        ("seed=4294967296", ["seed must be less than 4294967296, got 4294967296"]),
+        ("play.reuse_probes=maybe", ["play.reuse_probes must be true or false, got 'maybe'"]),
+        ("update.lora.targets=3", ["update.lora.targets: must be names of layers", "all-linear, got 3"]),
+        ("update.lora.targets=[q_proj, 1]", ["update.lora.targets: must be names of layers", "1]"]),
         ("seed=1.5", ["seed", "1.5"]),
-        ("steps=", ["steps", "integer"]),
-        ("model=3", ["model", "string"]),
+        ("steps=", ["steps must be a whole number, got null"]),
+        ("model=3", ["model must be text, got 3"]),
         ("steps", ["key=value", "'steps'"]),
         ("=3", ["key=value"]),
         ("", ["key=value"]),
@@ -146,7 +151,7 @@ def test_numbers_may_be_written_as_people_write_them(text: str, value: float) ->
         ("just words", ["mapping", "str"]),
         ("1: 2", ["1"]),
         ("stepps: 3", ["'steps'"]),
-        ("play:", ["play", "dictionary"]),
+        ("play:", ["play must be a section"]),
         ("play: {attempts: 1}", ["play.attempts", "got 1"]),
         ("? [a, b]\n: c", ["not YAML"]),
         ("model: |\n  two\n  lines\nsteps: x", ["steps"]),
@@ -188,7 +193,7 @@ NAMES = st.sampled_from(sorted(config.RunConfig.model_fields)) | st.text(max_siz
 def test_any_mapping_is_accepted_or_refused_in_one_line(settings: dict[str, object]) -> None:
     message = message_of(lambda: config.parse(settings, "here"))
     assert "\n" not in message
-    assert "pydantic" not in message
+    assert not re.search("pydantic|Input should|is impossible", message)
 
 
 @given(NAMES, st.text(max_size=20))

@@ -165,6 +165,14 @@ class Lora(_Section):
         "all-linear", min_length=1, description="names of the layers, or all-linear: every one but the output layer"
     )
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        names = value if isinstance(value, (list, tuple)) else [value]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"must be names of layers, such as [q_proj, v_proj], or all-linear, got {value!r}")
+        return value
+
 
 class Update(_Section):
     """The optimizer's side of a step."""
@@ -469,16 +477,38 @@ def _put(settings: dict[str, Any], override: str) -> None:
         raise InvalidConfig(f"--set {key!r}: {text!r} is not a YAML value") from None
 
 
+_WHOLE, _NUMBER, _SWITCH = "must be a whole number", "must be a number", "must be true or false"
+_SECTION, _FILLED = "must be a section of settings, such as {{key: value}}", "must not be empty"
+
+# What was expected, by pydantic's name of the error; its own words are for programmers.
+_EXPECTED = {
+    "int_type": _WHOLE, "int_parsing": _WHOLE, "int_parsing_size": _WHOLE, "int_from_float": _WHOLE,
+    "float_type": _NUMBER, "float_parsing": _NUMBER, "finite_number": "must be a finite number",
+    "bool_type": _SWITCH, "bool_parsing": _SWITCH,
+    "string_type": "must be text", "literal_error": "must be {expected}",
+    "tuple_type": "must be a list, such as [a, b]", "dict_type": _SECTION, "model_type": _SECTION,
+    "string_pattern_mismatch": "must be an address such as http://127.0.0.1:8000",  # there is one pattern, of vllm.url
+    "too_short": _FILLED, "string_too_short": _FILLED,
+    "greater_than": "must be greater than {gt}", "greater_than_equal": "must be at least {ge}",
+    "invalid_key": "is no setting, whose names are text",
+    "less_than": "must be less than {lt}", "less_than_equal": "must be at most {le}",
+}  # fmt: skip
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     place = inert(".".join(str(part) for part in first["loc"]))  # names of families are the user's
     if first["type"] == "extra_forbidden":
         keys, section = _keys(RunConfig), place.rpartition(".")[0]
         return unknown("setting", place, keys, [key for key in keys if key.rpartition(".")[0] == section])
-    message = first["msg"].removeprefix("Value error, ")
-    got = first.get("input")
-    shown = f", got {got!r}" if isinstance(got, (str, int, float)) and repr(got) not in message else ""
-    return f"{place}: {message}{shown}" if place else message + shown
+    got, plain = first["input"], isinstance(first["input"], (str, int, float))
+    if first["type"] == "value_error":  # a check of ours, in its own words
+        message = first["msg"].removeprefix("Value error, ")
+        shown = f", got {got!r}" if plain and repr(got) not in message else ""
+        return f"{place}: {message}{shown}" if place else message + shown
+    expected = _EXPECTED.get(first["type"], "is impossible").format_map(first.get("ctx", {}))
+    shown = "null" if got is None else repr(got) if plain or not got else type(got).__name__
+    return f"{place} {expected}, got {shown}"
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
