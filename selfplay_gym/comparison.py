@@ -13,6 +13,7 @@ from rich.table import Table
 
 from selfplay_gym import statistics
 from selfplay_gym.errors import InvalidData
+from selfplay_gym.suites import Row, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +92,35 @@ def _compare(name: str, first: Mapping[str, Any], second: Mapping[str, Any], see
 
 
 def _suites(path: Path) -> dict[str, Mapping[str, Any]]:
+    where = f"{path} was not written by eval --json"
     try:
-        results = json.loads(path.read_bytes())["suites"]
-        for result in results:
-            _check(result)
-        found = {result["suite"]: result for result in results}
-        if len(found) != len(results):
-            raise ValueError("a suite is in it twice")
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise InvalidData(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InvalidData(f"{path} was not written by eval --json: {type(error).__name__} {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidData(f"{where}: not JSON: {error}") from None
+    found: dict[str, Mapping[str, Any]] = {}
+    for item in row_of(content, where).list("suites"):
+        result = row_of(item, where)
+        name = result.text("suite")
+        if name in found:
+            raise InvalidData(f"{where}: suite {name!r} is in it twice")
+        _check(result, f"{where}: suite {name!r}")
+        found[name] = result.fields
     return found
 
 
-def _check(result: Mapping[str, Any]) -> None:
-    """Raise ValueError, KeyError or TypeError for what is no suite's result."""
-    for name in ("suite", "data_sha256", "protocol"):
-        if not isinstance(result[name], str):
-            raise TypeError(f"{name} is no text")
-    rows = result["rows"]
-    if not all(isinstance(row["id"], str) for row in rows):
-        raise TypeError(f"suite {result['suite']!r}: an id is no text")
-    if len({row["id"] for row in rows}) != len(rows):
-        raise ValueError(f"suite {result['suite']!r}: an id is there twice")
-    for row in rows:
-        score = row["score"]
+def _check(result: Row, where: str) -> None:
+    """Raise InvalidData for what is no suite's result."""
+    result.text("data_sha256")
+    result.text("protocol")
+    ids: set[str] = set()
+    for item in result.list("rows"):
+        row = row_of(item, where)
+        key = row.text("id")
+        score: Any = row.value("score")
+        if key in ids:
+            raise InvalidData(f"{where}: id {key!r} is there twice")
+        ids.add(key)
         if score is not None and not (type(score) in (int, float) and 0 <= score <= 1):
-            raise ValueError(f"suite {result['suite']!r}: the score of {row['id']!r} is neither null nor from 0 to 1")
+            raise InvalidData(f"{where}: the score of {key!r} must be null or from 0 to 1, got {score!r}")

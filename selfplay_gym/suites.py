@@ -146,7 +146,7 @@ class Row:
         Raises:
             InvalidData: It is missing or not text.
         """
-        value = self._get(name)
+        value = self.value(name)
         if not isinstance(value, str):
             raise InvalidData(f"{self.where}: field {name!r} must be text, got {type(value).__name__}")
         return value
@@ -157,14 +157,20 @@ class Row:
         Raises:
             InvalidData: It is missing or not a list.
         """
-        value = self._get(name)
+        value = self.value(name)
         if not isinstance(value, list):
             raise InvalidData(f"{self.where}: field {name!r} must be a list, got {type(value).__name__}")
         return value
 
-    def _get(self, name: str) -> object:
+    def value(self, name: str) -> object:
+        """Return a field, whatever it is.
+
+        Raises:
+            InvalidData: It is missing.
+        """
         if name not in self.fields:
-            raise InvalidData(f"{self.where}: field {name!r} is missing; there are {', '.join(map(repr, self.fields))}")
+            there = ", ".join(map(repr, self.fields)) or "none"
+            raise InvalidData(f"{self.where}: field {name!r} is missing; there are {there}")
         return self.fields[name]
 
 
@@ -219,9 +225,18 @@ def rows_of(data: bytes, name: str) -> Iterator[Row]:
             value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise InvalidData(f"{where}: not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise InvalidData(f"{where}: expected a JSON object, got {type(value).__name__}")
-        yield Row(value, where)
+        yield row_of(value, where)
+
+
+def row_of(value: object, where: str) -> Row:
+    """Return a JSON value as a row.
+
+    Raises:
+        InvalidData: It is no object.
+    """
+    if not isinstance(value, dict):
+        raise InvalidData(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return Row(value, where)
 
 
 def read(path: Path) -> Iterator[Row]:

@@ -56,13 +56,13 @@ def test_a_score_is_none_or_from_0_to_1(tmp_path: Path, score: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": 3}, "suite is no text"),
-        ({"suite": ["s"]}, "suite is no text"),
-        ({"data_sha256": None}, "data_sha256 is no text"),
-        ({"protocol": {}}, "protocol is no text"),
-        ({"rows": [{"id": 0, "score": 1.0}]}, "an id is no text"),
-        ({"rows": [{"id": [], "score": 1.0}]}, "an id is no text"),
-        ({"rows": [{"id": "0", "score": 1.0}, {"id": "0", "score": 0.0}]}, "an id is there twice"),
+        ({"suite": 3}, "field 'suite' must be text, got"),
+        ({"suite": ["s"]}, "field 'suite' must be text, got"),
+        ({"data_sha256": None}, "field 'data_sha256' must be text, got NoneType"),
+        ({"protocol": {}}, "field 'protocol' must be text, got dict"),
+        ({"rows": [{"id": 0, "score": 1.0}]}, "field 'id' must be text, got"),
+        ({"rows": [{"id": [], "score": 1.0}]}, "field 'id' must be text, got"),
+        ({"rows": [{"id": "0", "score": 1.0}, {"id": "0", "score": 0.0}]}, "id '0' is there twice"),
     ],
 )
 def test_names_are_texts_and_ids_are_there_once(tmp_path: Path, changes: Any, message: str) -> None:
@@ -76,14 +76,27 @@ def test_names_are_texts_and_ids_are_there_once(tmp_path: Path, changes: Any, me
 def test_a_suite_is_there_once(tmp_path: Path) -> None:
     before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [1.0])
     after.write_text(json.dumps({"suites": 2 * json.loads(after.read_text())["suites"]}))
-    with pytest.raises(InvalidData, match=r"b\.json .*a suite is in it twice"):
+    with pytest.raises(InvalidData, match=r"b\.json .*suite 's' is in it twice"):
         compare_files(before, after)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"suites": 3}', '{"suites": [{"suite": "s"}]}', "{"])
-def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("{}", "field 'suites' is missing; there are none"),
+        ('{"steps": 3, "play": {}}', "field 'suites' is missing; there are 'steps', 'play'"),
+        ("[]", "expected a JSON object, got list"),
+        ('{"suites": 3}', "field 'suites' must be a list, got int"),
+        ('{"suites": ["s"]}', "expected a JSON object, got str"),
+        ('{"suites": [{"suite": "s"}]}', "field 'data_sha256' is missing; there are 'suite'"),
+        ('{"suites": [{"suite": "s", "data_sha256": "", "protocol": "", "rows": [{"id": "0"}]}]}', "field 'score' is"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(InvalidData, match=r"a\.json was not written by eval --json"):
+    with pytest.raises(InvalidData, match=rf"a\.json was not written by eval --json: .*{why}"):
         compare_files(tmp_path / "a.json", report(tmp_path / "b.json", [1.0]))
     with pytest.raises(InvalidData, match="cannot read"):
         compare_files(tmp_path / "absent", tmp_path / "a.json")
