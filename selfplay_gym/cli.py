@@ -482,7 +482,8 @@ def _print_runs(inputs: tuple[str, ...], runs: list[dict[str, Any]]) -> None:
     table = Table("input", "status", "value or reason", "CPU ms")
     for text, run in zip(inputs, runs, strict=True):
         reason = ": ".join(part for part in (run["error_type"], run["message"]) if part)
-        where = f" (line {run['line']})" if run["line"] else ""
+        told = reason.endswith(f"line {run['line']})")  # a SyntaxError says itself where it is
+        where = f" (line {run['line']})" if run["line"] and not told else ""
         cells = (text, run["status"], run["value"] if run["status"] == "ok" else reason + where)
         table.add_row(*(inert(str(cell)) for cell in cells), f"{1000 * run['cpu_seconds']:.2f}")
     console.print(table)

@@ -322,6 +322,21 @@ def test_a_program_that_cannot_be_read_is_one_line(run: Run, tmp_path: Path) -> 
     assert run("exec", "\udcff\x1b[2J.py").line.startswith(r"error: cannot read the program \udcff\x1b[2J.py: ")
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("def f(:\n    pass", "SyntaxError: invalid syntax (<program>, line 1) "),
+        ("def f():\n    raise ValueError('no')", "ValueError: no (line 2) "),
+    ],
+)
+def test_where_a_program_fails_is_said_once(
+    run: Run, tmp_path: Path, one_sandbox: None, program: str, said: str
+) -> None:
+    out = run("exec", write(tmp_path / "p.py", program)).out
+    assert said in out
+    assert out.count("line") == 1
+
+
 HOSTILE = """
 def f(x):
     raise ValueError("[red]hi[/red] [/none] :smile: \\x1b[31mX\\x1b]0;title\\x07\\r\\u202egpj\\n")
