@@ -179,6 +179,10 @@ def evaluate(
                 str(model), names, executor,
                 sampling=sampling, style=style, data_dir=data_dir, limit=limit, keep=keep, console=_progress_console(),
             )  # fmt: skip
+    for line in report.warnings():
+        _progress_console().print(
+            f"warning: {inert(line)}", style="yellow", highlight=False, soft_wrap=True, markup=False
+        )
     _show(report.table(), report.as_dict(), json_file)
 
 

@@ -152,6 +152,10 @@ class Report:
             _add_result(table, result)
         return table
 
+    def warnings(self) -> list[str]:
+        """Say for which problems there is no completion."""
+        return [line for result in self.results if (line := _without_completion(result))]
+
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` writes."""
         return {
@@ -435,6 +439,14 @@ def versions_of(*names: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def _without_completion(result: SuiteResult) -> str:
+    ids = [row.id for row in result.rows if row.score is not None and not row.scores]
+    if not ids:
+        return ""
+    shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+    return f"{result.suite}: {len(ids)} of {len(result.rows)} problems have no completion and count as wrong: {shown}"
 
 
 def _add_result(table: Table, result: SuiteResult) -> None:

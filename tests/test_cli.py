@@ -491,9 +491,21 @@ def test_stored_completions_are_scored_shown_and_written(run: Run, tmp_path: Pat
     answer = run("eval", *arguments)
     assert answer.code == 0
     assert "[red]c[:x:].jsonl" in answer.out
+    missing = "2 of 3 problems have no completion and count as wrong: abduction-000, induction-000"
+    assert answer.err == f"warning: nano-easy: {missing}\n"
     assert json.loads((tmp_path / "out.json").read_text())["suites"][0]["suite"] == "nano-easy"
     same = run("compare", "out.json", "out.json", "--json", "-")
     assert json.loads(same.out)["suites"][0]["interval"]["difference"] == 0
+
+
+def test_completions_of_every_problem_need_no_warning(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    write(tmp_path / "c.jsonl", '{"id": "deduction-000", "completion": "1"}\n')
+    assert run("eval", "--completions", "c.jsonl", "--suite", "nano-easy", "--limit", "1").err == ""
+    many = run("eval", "--completions", "c.jsonl", "--suite", "nano-easy", "--limit", "5", "--json", "-")
+    assert many.err.endswith(
+        "4 of 5 problems have no completion and count as wrong: abduction-000, induction-000, deduction-001, ...\n"
+    )
+    assert json.loads(many.out)["suites"][0]["missing"] == 4
 
 
 @pytest.mark.parametrize("content", ["", "[1", "[]", "{}", '{"suites": 3}', '{"suites": [{"suite": "a"}]}', b"\xff"])
