@@ -299,9 +299,30 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Path, straight: Path, tmp_path: Pa
     assert time.monotonic() - began < 20
     assert ended.code in (1, 130), ended
     assert ended.err in ("error: interrupted\n", ""), ended
+    if ended.err:  # the third one has not cut off the words as well
+        assert f"Stopped at once. Go on with: selfplay-gym train --resume --output {tmp_path}\n" in ended.out
     wait_for(lambda: not alive(others))
     assert train("--resume", "--output", tmp_path).code == 0
     assert_same_run(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_first_step_ends_at_once_and_says_how_to_go_on(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model, asked = tiny_policy(tmp_path_factory.getbasetemp()), {"problems": 4, "samples": 2}
+    recipe = write_recipe(tmp_path / "tiny.yaml", model, holdout=asked, steps=1)
+    with started("train", recipe, "--output", tmp_path / "run") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("starting: ")
+        process.send_signal(signal.SIGINT)
+        ended = finished(process)
+    assert (ended.code, ended.err) == (130, "error: interrupted\n")
+    assert "Finishing" not in ended.out
+    assert ended.out.endswith(f"Stopped at once. Go on with: selfplay-gym train --resume --output {tmp_path / 'run'}\n")
+    assert steps_done(tmp_path / "run") == 0
+    assert train("--resume", "--output", tmp_path / "run").code == 0
+    assert steps_done(tmp_path / "run") == 1
 
 
 def sandbox_servers(process: subprocess.Popen[str]) -> list[int]:

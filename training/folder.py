@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -64,6 +65,11 @@ class RunFolder:
     def log(self) -> Path:
         """What the libraries had to say."""
         return self.path / "log.txt"
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"selfplay-gym train --resume --output {shlex.quote(str(self.path))}"
 
     def prepare(self, config: RunConfig) -> None:
         """Make a new run's folder.

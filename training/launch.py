@@ -92,6 +92,9 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
             if not resume:
                 folder.discard()
             raise
+        except KeyboardInterrupt:
+            console.print(f"Stopped at once. Go on with: {folder.resume_command}", highlight=False, soft_wrap=True)
+            raise
 
 
 @contextmanager
@@ -145,8 +148,7 @@ def _first_to_fail(
         for rank, process in enumerate(processes, start=1):
             if code := process.poll():
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                again = f"selfplay-gym train --resume --output {folder.path}"
-                return f"process {rank} of the run {how}, see {folder.log}; go on with: {again}"
+                return f"process {rank} of the run {how}, see {folder.log}; go on with: {folder.resume_command}"
         if time.monotonic() >= deadline:
             return None
         time.sleep(0.05)

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import re
-import shlex
 import signal
 import sys
 import time
@@ -194,7 +193,7 @@ def _checkpointing(folder: RunFolder) -> Iterator[None]:
             reason = str(error).splitlines()[0]
             raise RunFolderError(
                 f"a checkpoint in {folder.path} cannot be written or read ({reason}): check the disk and its free "
-                f"space, then go on with: selfplay-gym train --resume --output {folder.path}"
+                f"space, then go on with: {folder.resume_command}"
             ) from error
         raise
 
@@ -276,6 +275,7 @@ class Leader:
         self.config, self.folder, self.policy = config, folder, policy
         self.generator, self.console, self.resume = generator, console, resume
         self._stack = ExitStack()
+        self._interrupted: list[bool] = []
         self._watch = StepWatch(0)
         self._step_started = time.monotonic()
 
@@ -292,8 +292,8 @@ class Leader:
             self._alarms = Alarms(self.game.referee.proposing, self.config.mismatch.alarm)
             for record in self.folder.records():  # of a run that goes on: what it has warned of already
                 self._alarms.saw(record)
-            self._interrupted = stack.enter_context(_interruptible(self.console))
             self.live = LiveTable(self.console, self.config.steps, tuple(self.game.referee.proposing))
+            self._playing = stack.enter_context(ExitStack())
             self._stack = stack.pop_all()
         return self
 
@@ -331,7 +331,9 @@ class Leader:
             if not self.start:
                 self._seed_archive()
         self._step_started = time.monotonic()
-        self._stack.enter_context(self.live)
+        # Not before: where no step has begun there is none to finish, and Ctrl-C ends the run at once.
+        self._interrupted = self._playing.enter_context(_interruptible(self.console))
+        self._playing.enter_context(self.live)
 
     def measure_during(self, step: int) -> None:
         """Solve the hold-outs, if it is time to; the solve rates stand beside the step's metrics."""
@@ -349,7 +351,7 @@ class Leader:
 
     def finish(self) -> None:
         """Solve the hold-outs again, write the result and show it."""
-        self.live.stop()
+        self._playing.close()
         began = time.monotonic()
         before = self.folder.read_json("holdout_before.json")
         clock = self.folder.read_json("clock.json") or {}
@@ -424,11 +426,8 @@ class Leader:
     def say_stopped(self, step: int) -> None:
         """Say how to go on."""
         self.live.stop()
-        output = shlex.quote(str(self.folder.path))
         self.console.print(
-            f"Stopped after step {step}. Go on with: selfplay-gym train --resume --output {output}",
-            highlight=False,
-            soft_wrap=True,
+            f"Stopped after step {step}. Go on with: {self.folder.resume_command}", highlight=False, soft_wrap=True
         )
 
 
