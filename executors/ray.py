@@ -39,7 +39,7 @@ from typing import Any, Final
 import selfplay_gym
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.owned import OwnedExecutor
-from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.executors.sandbox import SandboxExecutor, check_workers
 from selfplay_gym.types import ChildPer, Execution, Job, Limits, Status, Tier
 
 # Ray is imported by the functions that need it: this module loads without it, and fast.
@@ -82,8 +82,7 @@ class RayExecutor(OwnedExecutor):
         keep_children: bool = True,
         child_per: ChildPer = "batch",
     ) -> None:
-        if workers is not None and workers < 1:
-            raise ExecutorError(f"workers must be at least 1, got {workers}")
+        check_workers(workers)
         super().__init__()
         self._settings = (workers, None if tier is None else str(tier), allow_process_only, keep_children, child_per)
         self._nodes: dict[str, _Node] = {}

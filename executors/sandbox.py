@@ -75,12 +75,11 @@ class SandboxExecutor(OwnedExecutor):
         child_per: ChildPer = "batch",
         cache_bytes: int = 2**25,
     ) -> None:
-        if workers is not None and workers < 1:
-            raise ExecutorError(f"workers must be at least 1, got {workers}")
+        check_workers(workers)
         if child_per not in get_args(ChildPer):
             raise ExecutorError(f"child_per must be one of {', '.join(get_args(ChildPer))}, got {child_per!r}")
-        if cache_bytes < 0:
-            raise ExecutorError(f"cache_bytes must not be negative, got {cache_bytes}")
+        if not isinstance(cache_bytes, int) or cache_bytes < 0:
+            raise ExecutorError(f"cache_bytes must be a whole number of at least 0, got {cache_bytes!r}")
         if not sys.platform.startswith("linux"):
             raise ExecutorError(f"the sandbox needs Linux, this is {sys.platform}")
         super().__init__()
@@ -140,6 +139,16 @@ class SandboxExecutor(OwnedExecutor):
         with self._lock:
             self._check_usable()
             return sum(server.ask_usage() for server in self._pool.all() if server.alive)
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse what is no number of workers.
+
+    Raises:
+        ExecutorError: It is neither None nor a whole number of at least 1.
+    """
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise ExecutorError(f"workers must be a whole number of at least 1, or None for one a core, got {workers!r}")
 
 
 def _accepted_tiers(tier: Tier | str | None, allow_process_only: bool) -> list[Tier]:

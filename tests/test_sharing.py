@@ -595,8 +595,10 @@ def test_the_async_face_leaves_the_loop_to_others(executor):
     ("settings", "words"),
     [
         ({"child_per": "job"}, "child_per must be one of batch, program, run, got 'job'"),
-        ({"cache_bytes": -1}, "cache_bytes must not be negative, got -1"),
-        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"cache_bytes": -1}, "cache_bytes must be a whole number of at least 0, got -1"),
+        ({"cache_bytes": "2"}, "cache_bytes must be a whole number of at least 0, got '2'"),
+        ({"workers": 0}, "workers must be a whole number of at least 1, or None for one a core, got 0"),
+        ({"workers": "2"}, "workers must be a whole number of at least 1, or None for one a core, got '2'"),
         ({"tier": "ful"}, "tier must be one of full, filter_only, process_only, got 'ful'"),
     ],
 )
