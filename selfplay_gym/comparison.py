@@ -107,6 +107,8 @@ def _suites(path: Path) -> dict[str, Mapping[str, Any]]:
             raise InvalidData(f"{where}: suite {name!r} is in it twice")
         _check(result, f"{where}: suite {name!r}")
         found[name] = result.fields
+    if not found:
+        raise InvalidData(f"{where}: there is no suite in it")
     return found
 
 

@@ -89,6 +89,7 @@ def test_a_suite_is_there_once(tmp_path: Path) -> None:
         ('{"steps": 3, "play": {}}', "field 'suites' is missing; there are 'steps', 'play'"),
         ("[]", "expected a JSON object, got list"),
         ('{"suites": 3}', "field 'suites' must be a list, got int"),
+        ('{"suites": []}', "there is no suite in it"),
         ('{"suites": ["s"]}', "expected a JSON object, got str"),
         ('{"suites": [{"suite": "s"}]}', "field 'data_sha256' is missing; there are 'suite'"),
         ('{"suites": [{"suite": "s", "data_sha256": "", "protocol": "", "rows": [{"id": "0"}]}]}', "field 'score' is"),
