@@ -210,10 +210,11 @@ import sys
 from datetime import timedelta
 import torch.distributed as dist
 from selfplay_gym.errors import SelfPlayError
-from selfplay_gym.training.distributed import LeaderFailed, Ranks, SharedGenerator
+from selfplay_gym.training.distributed import LeaderFailed, Ranks, SharedGenerator, let_followers_begin, wait_to_begin
 from selfplay_gym.training.generation import Request, Sample
 
 ranks = Ranks.from_environment()
+let_followers_begin() if ranks.is_main else wait_to_begin()  # the group still forms afterwards
 dist.init_process_group("gloo", timeout=timedelta(seconds=20))
 
 class Echo:
@@ -414,14 +415,33 @@ def test_hold_outs_are_solved_on_the_way_by_all_ranks(tiny: Path, tmp_path: Path
     assert found[0][1]["holdout/nano-harder"] == found[1][1]["holdout/nano-harder"]
 
 
+TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),
+    *("--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m", CLI[-1]),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nano"], "already holds a run or other files"),
+        (["nano", "--set", "model=./none"], "cannot load a model from './none'"),
+        (["nano", "--set", "play.atempts=3"], "no setting 'play.atempts'"),
+    ],
+)
+def test_what_rank_0_refuses_no_other_rank_begins_or_speaks_of(arguments: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    ended = train(*arguments, "--output", tmp_path, command=TORCHRUN)
+    assert ended.code == 1
+    assert ended.err.count(said) == 1, ended.err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_same_run(runs: dict[int, Path], tmp_path: Path) -> None:
-    torchrun = (
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),
-        *("--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m", CLI[-1]),
-    )
     recipe = runs[2].parent / "2.yaml"
-    assert train(recipe, "--output", tmp_path, "--set", "steps=4", command=torchrun).code == 0
-    ended = train("--resume", "--output", tmp_path, "--set", f"steps={STEPS}", command=torchrun)
+    assert train(recipe, "--output", tmp_path, "--set", "steps=4", command=TORCHRUN).code == 0
+    ended = train("--resume", "--output", tmp_path, "--set", f"steps={STEPS}", command=TORCHRUN)
     assert ended.code == 0, ended
     assert_same_run(tmp_path, runs[2])

@@ -11,14 +11,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch.distributed import Store
 
 from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.training.generation import GenerationBackend, Request, Sample
 
 T = TypeVar("T")
+_BEGIN = "selfplay-gym/begin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,32 @@ class Ranks:
         """Return when every rank has come here."""
         if self.world > 1:
             dist.barrier()
+
+
+def let_followers_begin() -> None:
+    """On rank 0: let the others go past `wait_to_begin`."""
+    _store().set(_BEGIN, "")
+
+
+def wait_to_begin() -> None:
+    """On the other ranks: return when rank 0 has found nothing wrong with the run.
+
+    Where it refuses the run, their launcher ends those that wait here.
+
+    Raises:
+        SelfPlayError: It does neither, or cannot be reached.
+    """
+    try:
+        _store().wait([_BEGIN])
+    except dist.DistError as error:
+        raise SelfPlayError(f"rank 0 has not begun the run, see what it says ({str(error).splitlines()[0]})") from error
+
+
+@cache  # kept for good: rank 0 may be the one that serves it
+def _store() -> Store:
+    """Return what the members of a process group find each other by: all there is before TRL makes the group."""
+    store, _, _ = next(dist.rendezvous("env://"))
+    return store
 
 
 def _dealt(requests: Sequence[Request], world: int) -> list[list[int]]:

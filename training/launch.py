@@ -42,6 +42,10 @@ def train(
     Raises:
         SelfPlayError: Whatever went wrong, as one line.
     """
+    if _follows():
+        from selfplay_gym.training.distributed import wait_to_begin
+
+        wait_to_begin()  # what is wrong with the run, rank 0 says
     if output is None and "WORLD_SIZE" in os.environ:
         raise SelfPlayError(
             "started by torchrun or accelerate, every process must be told the same folder: --output DIR"
@@ -69,9 +73,9 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
     from selfplay_gym.training import vllm
     from selfplay_gym.training.run import check, check_start, run_rank
 
-    if os.environ.get("RANK", "0") != "0":
-        folder.path.mkdir(parents=True, exist_ok=True)
-        _leave(run_rank(config, folder, resume=resume, console=Console(quiet=True)))
+    if _follows():
+        folder.path.mkdir(parents=True, exist_ok=True)  # on a machine of its own it may be missing
+        _leave(_follow(config, folder, resume=resume))
     check(config)
     vllm.check(config)
     config = config.model_copy(update={"processes": _processes(config, folder, resume=resume)})
@@ -97,6 +101,25 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
             raise
 
 
+def _follows() -> bool:
+    """Return whether torchrun or accelerate started this process as one of the further ranks."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def _follow(config: RunConfig, folder: RunFolder, *, resume: bool) -> int:
+    """Play a further rank's part and return the exit code; a failure of rank 0 is told there alone."""
+    from selfplay_gym.training.distributed import LeaderFailed
+    from selfplay_gym.training.run import run_rank
+
+    try:
+        return run_rank(config, folder, resume=resume, console=Console(quiet=True))
+    except LeaderFailed:
+        return 0
+    except SelfPlayError as error:
+        print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
+        return 1
+
+
 @contextmanager
 def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]:
     """Start the ranks after the first and yield the first one's environment; none of them outlives this process.
@@ -104,11 +127,14 @@ def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]
     Raises:
         SelfPlayError: One of them ended, and the first can no longer talk to it.
     """
-    if "WORLD_SIZE" in os.environ:
-        yield {}
-        return
     world = config.processes or 1
     if world == 1:
+        yield {}
+        return
+    if "WORLD_SIZE" in os.environ:
+        from selfplay_gym.training.distributed import let_followers_begin
+
+        let_followers_begin()
         yield {}
         return
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -217,18 +243,9 @@ def _free_port() -> int:
 def main(arguments: Sequence[str]) -> int:
     """Follow as one of the further ranks of the run in the folder named, started by the process named."""
     die_with(int(arguments[1]))
-    from selfplay_gym.training.distributed import LeaderFailed
-    from selfplay_gym.training.run import run_rank
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when to stop
     folder = RunFolder(Path(arguments[0]))
-    try:
-        return run_rank(folder.stored_config(), folder, resume=True, console=Console(quiet=True))
-    except LeaderFailed:
-        return 0
-    except SelfPlayError as error:
-        print(f"rank {os.environ['RANK']}: {error}", file=sys.stderr)
-        return 1
+    return _follow(folder.stored_config(), folder, resume=True)
 
 
 def _leave(code: int) -> NoReturn:
