@@ -13,8 +13,9 @@ from peft import get_peft_model
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from selfplay_gym.errors import InvalidConfig
-from selfplay_gym.training import memory
-from selfplay_gym.training.config import RunConfig
+from selfplay_gym.protocols import Executor
+from selfplay_gym.training import holdout, memory
+from selfplay_gym.training.config import Holdout, RunConfig
 from selfplay_gym.training.memory import (
     FLOAT32,
     SHARDINGS,
@@ -61,7 +62,13 @@ def config(kind: str = "full", **update: Any) -> RunConfig:
         "max_new_tokens": {"propose": 8, "solve": 4},
     }
     return RunConfig.model_validate(
-        {"families": {"deduction": {}}, "play": play, **settings, "update": {**settings["update"], **update}}
+        {
+            "families": {"deduction": {}},
+            "play": play,
+            "holdout": None,
+            **settings,
+            "update": {**settings["update"], **update},
+        }
     )
 
 
@@ -190,6 +197,19 @@ def test_answers_that_only_measure_are_sampled_too() -> None:
     # Two proposals may become tasks of 4 attempts each, and 3 tasks are answered twice: 14 rows in place of 12.
     found = generation(alone, shape("llama"), 1, 0) / generation(settings, shape("llama"), 1, 0)
     assert found == pytest.approx(14 / 12)
+
+
+@pytest.mark.parametrize(("problems", "samples", "rows"), [(1, 4, 12), (3, 4, 36), (150, 4, 128)])
+def test_the_hold_outs_may_be_the_largest_phase(problems: int, samples: int, rows: int) -> None:
+    """With 12 answers a step, and 3 families of hold-outs; a process completes 128 rows at a time."""
+    settings = config()
+    measured = settings.model_copy(update={"holdout": Holdout(problems=problems, samples=samples)})
+    found = generation(measured, shape("llama"), 1, 0) / generation(settings, shape("llama"), 1, 0)
+    assert found == pytest.approx(rows / 12)
+
+
+def test_hold_outs_ask_for_no_more_rows_than_are_planned(echo: Executor) -> None:
+    assert {len(suite.families) for suite in holdout.load(echo, "compact")} == {holdout.FAMILIES}
 
 
 def test_the_back_end_decides_what_sampling_takes() -> None:

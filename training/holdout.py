@@ -21,6 +21,16 @@ Scores = dict[str, dict[str, float | None]]
 """Share of attempts that passed, by suite and problem; None without a verdict."""
 
 CHUNK = 1024
+"""Attempts that are asked for at a time."""
+
+FAMILIES = 3
+"""Of each suite."""
+
+
+def rows(config: RunConfig) -> int:
+    """Return how many attempts are asked for at a time at most; 0 where nothing is measured."""
+    asked = config.holdout
+    return min(FAMILIES * asked.problems * asked.samples, CHUNK) if asked else 0
 
 
 def load(executor: Executor, style: str) -> list[Suite]:

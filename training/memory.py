@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfplay_gym.errors import InvalidConfig
+from selfplay_gym.training import holdout
 from selfplay_gym.training.config import Lora, RunConfig
 from selfplay_gym.training.loading import check_source
 from selfplay_gym.training.run import source
@@ -313,14 +314,16 @@ def generation(config: RunConfig, shape: Shape, gpus: int, free: float) -> float
     vLLM takes none of the trainer's, continuous batching its share of what is free. `generation.TransformersBackend`
     holds keys and values: 2 x layers x key heads x head size a token (Pope et al., arXiv:2211.05102, section 3.3), one
     layer of them twice while it grows; for each row of the batch three float32 copies of the next token's distribution
-    and its running sum in float64 (`generation.Sampler`), beside the logits.
+    and its running sum in float64 (`generation.Sampler`), beside the logits. Rows are those of the largest phase, which
+    in a run of short steps is the hold-out.
     """
     if config.backend == "vllm":
         return 0.0
     if config.backend == "continuous":
         return config.continuous.memory * max(free, 0.0)
     play = config.play
-    phases = ((config.proposals, play.max_new_tokens.propose), (config.answers, play.max_new_tokens.solve))
+    solving = max(config.answers, holdout.rows(config))
+    phases = ((config.proposals, play.max_new_tokens.propose), (solving, play.max_new_tokens.solve))
     a_token = 2 * (shape.layers + 1) * shape.key_heads * shape.head_size * _weight_bytes(config)
     a_row = shape.vocabulary * (FLOAT32 * 3 + 8 + _weight_bytes(config))
     return max(
