@@ -73,6 +73,7 @@ CYCLOMATIC = [
     (3, function("return x and y and z")),
     (3, function("return [y for y in x if y]")),
     (3, function("try:", "    pass", "except A:", "    pass", "except B:", "    pass")),
+    (3, function("try:", "    pass", "except A:", "    pass", "else:", "    pass")),
     (3, function("match x:", "    case 1:", "        return 2", "    case _:", "        return 3")),
     (2, "def g(x):\n    return x\n" + function("assert x", "return x")),
     (1, "x = 3"),
@@ -148,6 +149,20 @@ WORDS = st.text("abc", max_size=9)
 @given(WORDS, WORDS)
 def test_the_edit_distance_is_that_of_its_definition(one: str, other: str) -> None:
     assert intrinsic.levenshtein(one, other) == slowly(one, other)
+
+
+def test_the_edit_distance_by_hand() -> None:
+    # FunctionDef, arguments, arg, Return, Name; and before the Name UnaryOp, USub.
+    plain, minus = function("return x"), function("return -x")
+    assert intrinsic.edit_distance(plain, minus) == 2 / 7
+    assert intrinsic.mean_edit_distance(minus, [plain, minus]) == 1 / 7
+    assert intrinsic.mean_edit_distance(plain, []) == 1.0  # it was shown nothing
+
+
+def test_beyond_its_bound_a_program_is_not_compared() -> None:
+    long, longer = (function("return [" + "1," * count + "]") for count in (3000, 4000))
+    assert intrinsic.edit_distance(long, longer) == 0
+    assert intrinsic.edit_distance(function("return x"), long) > 0.9
 
 
 @given(SOURCES, SOURCES, SOURCES)

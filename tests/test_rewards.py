@@ -61,6 +61,11 @@ def test_solver_rewards(scheme: str, right: float, wrong: float, unframed: float
     assert [pay(verdict) for verdict in (RIGHT, WRONG, UNFRAMED, NONE)] == [right, wrong, unframed, None]
 
 
+@pytest.mark.parametrize(("scheme", "expected"), [("zero-one", 0.0), ("azr-code", -1.0)])
+def test_a_right_answer_in_bad_form_is_paid_for_its_form(scheme: str, expected: float) -> None:
+    assert rewards.SOLVER[scheme](Verdict(1.0, well_formed=False)) == expected
+
+
 @given(st.lists(st.sampled_from([RIGHT, WRONG, UNFRAMED, NONE])))
 def test_attempts_without_a_verdict_leave_the_solve_rate_untouched(verdicts: list[Verdict]) -> None:
     judged = [verdict for verdict in verdicts if verdict is not NONE]
@@ -68,6 +73,13 @@ def test_attempts_without_a_verdict_leave_the_solve_rate_untouched(verdicts: lis
     assert (rewards.solve_rate(verdicts) is None) is (not judged)
     if judged:
         assert rewards.solve_rate(verdicts) == judged.count(RIGHT) / len(judged)
+
+
+def test_bonus_and_weight_by_hand() -> None:
+    assert [rewards.count_bonus(earlier) for earlier in (0, 3, 8, 99)] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 10])
+    # 4 p (1 - p), 1 where the rate is unknown, and 1 / sqrt(1 + n).
+    weights = [rewards.curriculum_weight(rate, plays) for rate, plays in ((None, 0), (0.0, 3), (0.5, 3), (0.25, 8))]
+    assert weights == pytest.approx([2, 1 / 2, 3 / 2, 3 / 4 + 1 / 3])
 
 
 @given(st.integers(0, 10**6))

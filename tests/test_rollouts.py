@@ -210,6 +210,13 @@ def test_other_ways_to_replay_draw_tasks_of_earlier_steps(how: How, sandbox: San
         assert replayed
 
 
+def test_replays_fill_a_step_up_though_families_do_not_divide_it(sandbox: SandboxExecutor, archive: Archive) -> None:
+    play(game(sandbox, archive), 2)
+    _, metrics = play(game(sandbox, archive, tasks=13, replays="uniform"), 4, first=3)
+    assert [measured["tasks/new"] + measured["tasks/replayed"] for measured in metrics] == [13] * 4
+    assert any(measured["tasks/replayed"] % 2 for measured in metrics)
+
+
 def test_new_tasks_leave_no_room_for_replays(sandbox: SandboxExecutor, archive: Archive) -> None:
     _, metrics = play(game(sandbox, archive, tasks=1), 3)
     assert [m["tasks/replayed"] for m in metrics] == [0, 0, 0]
