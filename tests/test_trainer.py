@@ -190,6 +190,48 @@ def test_gradients_are_those_of_a_plain_loop(
     assert error < TOLERANCE
 
 
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
+@pytest.mark.parametrize("micro_batch", [64, 8])
+def test_the_published_loss_is_a_mean_over_each_micro_batch(
+    micro_batch: int, entropy_coef: float, tmp_path: Path
+) -> None:
+    """Of the tokens' losses, less the bonus times the tokens' entropies; TRL draws which rows are in which."""
+    settings = config("bnpo", micro_batch)
+    settings = settings.model_copy(update={"update": settings.update.model_copy(update={"entropy_coef": entropy_coef})})
+    rows, passes, gradient = ragged_rows(), Passes(), Gradients()
+    trainer = host(settings, fresh_policy(), rows, tmp_path)
+    trainer.model.base_model.register_forward_pre_hook(passes, with_kwargs=True)
+    trainer.add_callback(gradient)
+    trainer.train()
+    assert len(passes.seen) == slots(settings, 1)[2] == (1 if micro_batch == 64 else 4)
+    policy = fresh_policy()
+    policy.model.train()
+    for seen in passes.seen:
+        part = [row for row in rows if row.reward is not None and row.prompt_ids + row.sample.ids in seen]
+        loss = torch.cat([_token_losses(policy, row, 0.7, entropy_coef) for row in part]).mean()
+        (loss / len(passes.seen)).backward()
+    assert relative_error(gradient.found, gradients(policy.model)) < TOLERANCE
+
+
+class Passes:
+    """A hook of a decoder that writes down the rows of each forward pass that is learned from."""
+
+    def __init__(self) -> None:
+        self.seen: list[set[tuple[int, ...]]] = []
+
+    def __call__(self, module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            pairs = zip(kwargs["input_ids"], kwargs["attention_mask"].bool(), strict=True)
+            self.seen.append({tuple(row[real].tolist()) for row, real in pairs})
+
+
+def _token_losses(policy: Policy, row: Row, temperature: float, entropy_coef: float) -> torch.Tensor:
+    logits = policy.model(torch.tensor([[*row.prompt_ids, *row.sample.ids]])).logits[0, len(row.prompt_ids) - 1 : -1]
+    logprobs = (logits / temperature).log_softmax(-1)
+    entropies = -(logprobs.exp() * logprobs).sum(-1)
+    return -row.advantage * logprobs[range(len(row.sample.ids)), list(row.sample.ids)] - entropy_coef * entropies
+
+
 @pytest.mark.parametrize("estimator", ADVANTAGES)
 def test_every_estimator_is_hosted_as_it_is(estimator: str, tmp_path: Path) -> None:
     rows = ragged_rows(estimator=estimator, seed=1)

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch.distributed import Store
+from torch.distributed.rendezvous import rendezvous
 
 from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.training.generation import GenerationBackend, Request, Sample
@@ -87,10 +87,9 @@ def wait_to_begin() -> None:
 
 
 @cache  # kept for good: rank 0 may be the one that serves it
-def _store() -> Store:
+def _store() -> Any:
     """Return what the members of a process group find each other by: all there is before TRL makes the group."""
-    store, _, _ = next(dist.rendezvous("env://"))
-    return store
+    return next(rendezvous("env://"))[0]
 
 
 def _dealt(requests: Sequence[Request], world: int) -> list[list[int]]:
