@@ -18,15 +18,28 @@ SOUND = {
 
 # What becomes of it, what is then said, and how soon.
 FAILURES = {
-    "retreat": ({"tasks/always_solved": 0.8, "tasks/body_lines": 1.2}, "fell from 2.2 to", WINDOW),
+    "retreat": ({"tasks/always_solved": 0.7, "tasks/body_lines": 1.2}, "fell from 2.2 to", WINDOW),
     "repeats": ({"rejected/new": 18}, "of the proposals repeat a task", WINDOW),
     "alike": ({"tasks/shapes": 0.1}, "distinct shapes", WINDOW),
     "entropy": ({"entropy": 0.02}, "entropy fell from 0.19 to", WINDOW),
     "no-gradient": ({"no_gradient": 0.95}, "of the rows have advantage 0", WINDOW),
     "unfinished": ({"unfinished": 0.6}, "are cut off at their limit", WINDOW),
-    "no-verdict": ({"no_verdict": 200}, "of the rows have no verdict", alarms.BROKEN),
-    "mismatch": ({"mismatch/mean": 0.2}, "differ from the trainer's by 0.2 a token", 1),
+    "no-verdict": ({"no_verdict": 30}, "of the rows have no verdict", alarms.BROKEN),
+    "mismatch": ({"mismatch/mean": 0.06}, "differ from the trainer's by 0.06 a token", 1),
     "drought/deduction": ({"propose/deduction/admitted": 0.0}, "deduction has admitted no task", DROUGHT),
+}
+
+
+# What is not yet one of them.
+NEARLY = {
+    "retreat": {"tasks/always_solved": 0.59, "tasks/body_lines": 1.2},
+    "repeats": {"rejected/new": 14},
+    "alike": {"tasks/shapes": 0.36},
+    "entropy": {"entropy": 0.06},
+    "no-gradient": {"no_gradient": 0.79},
+    "unfinished": {"unfinished": 0.24},
+    "no-verdict": {"no_verdict": 23},
+    "mismatch": {"mismatch/mean": 0.05},
 }
 
 
@@ -58,6 +71,12 @@ def test_each_failure_rings_its_own_alarm_once_until_it_is_gone(name: str) -> No
     assert feed(watching, {}, WINDOW + QUIET) == []
     (again,) = feed(watching, change, WINDOW)
     assert said in again
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_below_its_limit_an_alarm_is_silent(name: str) -> None:
+    watching = fresh()
+    assert feed(watching, {}, WINDOW) + feed(watching, NEARLY[name], 2 * WINDOW) == []
 
 
 @pytest.mark.parametrize("name", FAILURES)

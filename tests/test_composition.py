@@ -259,6 +259,15 @@ def test_the_share_of_composed_proposals_is_the_setting(sandbox: Executor, archi
     assert all("g_0" not in request.prompt for request in requests if not request.functions)
 
 
+@pytest.mark.parametrize("functions", [1, 2])
+def test_no_more_functions_must_be_called_than_is_set(functions: int, sandbox: Executor, archive: Archive) -> None:
+    referee = referee_of(sandbox, archive, composite=1.0, functions=functions)
+    for number in range(2):
+        archive.add_task(Task("deduction", f"def f(x):\n    return [x, {number}]", ("1",), (f"[1, {number}]",)), 0)
+    request = referee.proposal_prompt("deduction", random.Random(0))
+    assert (len(request.references), len(request.functions)) == (3, functions)
+
+
 def test_off_is_as_if_there_were_no_such_thing(sandbox: Executor, archive: Archive) -> None:
     rng, other = random.Random(0), random.Random(0)
     referee = referee_of(sandbox, archive)
