@@ -357,6 +357,35 @@ def test_a_run_reports_saves_and_marks_its_checkpoints(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "rates"),
+    [("constant", 0, [1, 1, 1, 1]), ("constant", 2, [0, 1 / 2, 1, 1]), ("linear", 0, [1, 3 / 4, 1 / 2, 1 / 4])],
+)
+def test_the_rate_of_adamw_follows_its_schedule(schedule: str, warmup: int, rates: list[float], tmp_path: Path) -> None:
+    update = {"learning_rate": 1e-3, "schedule": schedule, "warmup_steps": warmup, "max_grad_norm": 0.25}
+    settings = RunConfig.model_validate({**config().model_dump(), "steps": 4, "update": update})
+    used, trainer = Rates(), host(settings, fresh_policy(), ragged_rows(), tmp_path)
+    trainer.add_callback(used)
+    trainer.train()
+    assert used.rates == pytest.approx([1e-3 * rate for rate in rates])
+    assert {type(used.optimizer).__name__, *used.decays} == {"AdamW", 0.0}
+    assert all(norm <= 0.25 + 1e-6 for norm in used.norms)
+
+
+class Rates(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Writes down what each update is made with."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.norms: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
+        self.decays = {part["weight_decay"] for part in self.optimizer.param_groups}
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        self.norms.append(float(torch.cat([g.flatten() for g in gradients(kwargs["model"]).values()]).norm()))
+
+
 def test_a_run_asked_to_stop_saves_first(tmp_path: Path) -> None:
     trainer = host(config(steps=5), fresh_policy(), ragged_rows(), tmp_path, Notes(stop_after=2))
     trainer.train()
