@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,23 @@ def test_the_back_end_decides_what_sampling_takes() -> None:
     continuous = found(backend="continuous", continuous={"memory": 0.25})
     kept = continuous.reserved + continuous.weights + continuous.optimizer + continuous.gathered
     assert continuous.generation == 0.25 * (10e9 - kept)
+
+
+def test_whole_layers_beside_the_shards_by_hand() -> None:
+    size = replace(shape("llama"), parameters=1000, layers=4, layer=200)
+    found = [estimate(config(), size, sharding, 4, 10e9).gathered for sharding in SHARDINGS]
+    # Three layers and what is in none, in float32; twice all there is, in bfloat16.
+    assert found == [0, 4 * (3 * 200 + 200), 2 * (1000 + 1000)]
+    large = replace(size, parameters=3_000_000_000)
+    assert estimate(config(), large, "zero3", 4, 10e9).gathered == 2 * (1e9 + 5e8)
+    assert estimate(config(), size, "zero3", 1, 10e9).gathered == 0
+
+
+def test_few_tokens_have_a_tile_of_their_own_size() -> None:
+    size = replace(shape("llama"), vocabulary=100, hidden=8)
+    assert logits(config(), size, 10) == 4 * (10 * 32768 + 100 * 8) + 4 * (10 * 8 + 100 * 8)
+    more = logits(config(), size, 5000) - logits(config(), size, 4096)
+    assert more == 4 * (5000 - 4096) * 8  # beyond 4,096 only the gradients of hidden states grow
 
 
 def test_tiles_of_logits_are_as_large_as_in_trl() -> None:

@@ -191,6 +191,14 @@ def test_the_nearest_settings_change_no_more_than_needed(recipe: Path) -> None:
     assert all("lora" not in setting for s in kept.nearest for setting in s.settings)
 
 
+def test_the_split_of_the_rows_is_told(recipe: Path) -> None:
+    (told,) = (line for line in plan(str(recipe), 1, 400).lines() if line.startswith("a step"))
+    assert told.startswith("a step: 272 rows at most in 280 slots, 280 a process, in 35 passes of 8 rows; TRL's")
+    assert any(
+        "in 1 pass of 273 rows" in line for line in plan(str(recipe), 1, 400, ["update.micro_batch=999"]).lines()
+    )
+
+
 def test_more_gpus_are_proposed_where_no_setting_helps(recipe: Path) -> None:
     found = plan(str(recipe), 1, 18)
     assert [(s.gpus, s.sharding) for s in found.nearest] == [(2, "zero3")]

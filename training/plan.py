@@ -182,8 +182,8 @@ class Plan:
         b, trained = self.batch, "adapters" if self.config.update.lora else "all weights"
         yield f"{self.config.model}: {self.shape.parameters / 1e6:,.1f} M parameters, trained: {trained}"
         yield (
-            f"a step: {b.rows} rows at most in {b.slots} slots, {b.rows_a_process} a process, in {b.passes} passes of "
-            f"{b.micro_batch} rows; TRL's generation batch: {b.generation_batch}"
+            f"a step: {b.rows} rows at most in {b.slots} slots, {b.rows_a_process} a process, in {b.passes} "
+            f"pass{'es' if b.passes > 1 else ''} of {b.micro_batch} rows; TRL's generation batch: {b.generation_batch}"
         )
         if self.fitting is not None:
             yield f"It fits, {self.fitting}: {self.launch(self.fitting)}"
