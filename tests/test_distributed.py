@@ -113,6 +113,14 @@ def test_under_a_launcher_the_folder_has_to_be_named(monkeypatch: pytest.MonkeyP
         launch.train(None, [], None, resume=False, console=None)  # type: ignore[arg-type]
 
 
+def test_a_place_without_a_launcher_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(SelfPlayError, match="MASTER_ADDR expected, but not set: start several processes with torchrun"):
+        launch.train(None, [], Path("nowhere"), resume=False, console=None)  # type: ignore[arg-type]
+
+
 def test_a_failed_run_ends_its_followers_and_names_the_one_that_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

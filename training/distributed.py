@@ -89,7 +89,10 @@ def wait_to_begin() -> None:
 @cache  # kept for good: rank 0 may be the one that serves it
 def _store() -> Any:
     """Return what the members of a process group find each other by: all there is before TRL makes the group."""
-    return next(rendezvous("env://"))[0]
+    try:
+        return next(rendezvous("env://"))[0]
+    except ValueError as error:
+        raise SelfPlayError(f"{error}: start several processes with torchrun or accelerate, or unset RANK") from error
 
 
 def _dealt(requests: Sequence[Request], world: int) -> list[list[int]]:
