@@ -49,6 +49,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "play": {"proposals": 16, "tasks": 32, "attempts": 8, "prompt_tokens": 2048,
                  "max_new_tokens": {"propose": 2048, "solve": 4096}},
         "update": {"micro_batch": 8},
+        "holdout": None,
     }  # fmt: skip
     path = folder / "large.yaml"
     path.write_text(yaml.safe_dump(contents), encoding="utf-8")

@@ -89,7 +89,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_workers_are_at_least_one() -> None:
-    with pytest.raises(ExecutorError, match="at least 1, or None .*, got 0"):
+    with pytest.raises(ExecutorError, match=r"at least 1, or None .*, got 0"):
         RayExecutor(workers=0)
 
 

@@ -552,6 +552,7 @@ def test_a_trainer_killed_outright_leaves_no_process(tier, busy, forked):
             os.kill(fork, signal.SIGKILL)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12
 def test_a_forked_trainer_is_told_to_make_its_own():
     with SandboxExecutor(cache_bytes=0, workers=1) as executor:
         child = os.fork()
