@@ -22,7 +22,7 @@ class Comparison:
 
     Attributes:
         suite: Its name.
-        n: Problems with a verdict in both files; the only ones used.
+        n: Problems with a verdict in both files; the only ones used. Those of one group count together as one.
         before: Mean score in the first file, over these.
         after: Mean score in the second.
         interval: The difference with its 95% interval and p-value.
@@ -84,7 +84,9 @@ def _compare(name: str, first: Mapping[str, Any], second: Mapping[str, Any], see
     shared = [key for key in old if old[key] is not None and new.get(key) is not None]
     if not shared:
         raise InvalidData(f"suite {name}: no problem has a verdict in both files")
-    before, after = ([float(scores[key]) for key in shared] for scores in (old, new))
+    groups = {row["id"]: row.get("group") or (row["id"],) for row in second["rows"]}
+    units = [groups[key] for key in shared]
+    before, after = (statistics.group_means([float(scores[key]) for key in shared], units) for scores in (old, new))
     interval = statistics.paired_difference(before, after, seed)
     same = first["protocol"] == second["protocol"]
     caveat = "" if same else f"other protocols ({first['protocol']}, {second['protocol']})"
@@ -120,6 +122,8 @@ def _check(result: Row, where: str) -> None:
     for item in result.list("rows"):
         row = row_of(item, where)
         key = row.text("id")
+        if "group" in row.fields:
+            row.text("group")
         score: Any = row.value("score")
         if key in ids:
             raise InvalidData(f"{where}: id {key!r} is there twice")

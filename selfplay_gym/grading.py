@@ -65,12 +65,19 @@ class RowScore:
         score: Mean over the samples that have a verdict; None when none has.
         reason: Why the first sample that is not right is not; empty when all are.
         scores: One a sample; None where there is no verdict.
+        group: Of the problem; empty where it counts by itself.
     """
 
     id: str
     score: float | None
     reason: str
     scores: tuple[float | None, ...]
+    group: str = ""
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """What counts once in the value: the group, or the problem where it has none."""
+        return self.group, "" if self.group else self.id
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,10 @@ class SuiteResult:
 
     Attributes:
         suite: Name of the suite.
-        n: Problems with a verdict; the value is their mean.
+        n: Problems with a verdict; the value is their mean, or that of their groups' means.
         metric: ``accuracy``, or ``avg@N`` for N samples a problem.
         value: From 0 to 1; None without any verdict.
-        interval: 95% interval: Wilson for one sample a problem, else bootstrap over problems.
+        interval: 95% interval: Wilson for one sample a problem, else bootstrap, over problems or over their groups.
         no_verdict: Samples without a verdict because *our* machinery, or the row's own reference, failed.
         missing: Problems without a completion. They count as wrong.
         framed: Share of completions that kept to the think/answer frame.
@@ -115,9 +122,15 @@ class SuiteResult:
         """Return what ``--json`` writes for a suite."""
         values: dict[str, object] = asdict(self)
         # With one sample a problem its scores would only repeat the score.
-        if all(len(row.scores) <= 1 for row in self.rows):
-            values["rows"] = [{"id": row.id, "score": row.score, "reason": row.reason} for row in self.rows]
+        single = all(len(row.scores) <= 1 for row in self.rows)
+        left_out = ({"scores"} if single else set()) | (set() if self.groups else {"group"})
+        values["rows"] = [{k: v for k, v in asdict(row).items() if k not in left_out} for row in self.rows]
         return values
+
+    @property
+    def groups(self) -> int:
+        """Groups with a verdict; 0 where every problem counts by itself."""
+        return len({row.group for row in self.rows if row.group and row.score is not None})
 
 
 @dataclass(frozen=True)
@@ -265,13 +278,13 @@ def _share(suite: Suite, task: Task, verdict: Verdict, runs: Sequence[Execution]
 
 def _row(problem: Problem, verdicts: Sequence[Verdict]) -> RowScore:
     if problem.task is None:
-        return RowScore(problem.id, None, f"no verdict: {problem.failure}", (None,))
+        return RowScore(problem.id, None, f"no verdict: {problem.failure}", (None,), problem.group)
     if not verdicts:
-        return RowScore(problem.id, 0.0, "no completion", ())
+        return RowScore(problem.id, 0.0, "no completion", (), problem.group)
     scores = tuple(verdict.score for verdict in verdicts)
     known = [score for score in scores if score is not None]
     reason = next((verdict.reason for verdict in verdicts if not verdict.passed), "")
-    return RowScore(problem.id, sum(known) / len(known) if known else None, reason, scores)
+    return RowScore(problem.id, sum(known) / len(known) if known else None, reason, scores, problem.group)
 
 
 def _result(
@@ -285,6 +298,8 @@ def _result(
     samples = max((len(row.scores) for row in rows), default=1)
     total = _estimate(rows, seed)
     settings = {"rules": RULES, "problems": len(rows), "limits": asdict(suite.limits), **settings}
+    if groups := {row.group for row in rows if row.group}:
+        settings["groups"] = len(groups)
     missing = sum(row.score is not None and not row.scores for row in rows)
     extra = pass_rates(rows)
     if shares:
@@ -310,19 +325,22 @@ def _result(
 
 
 def _estimate(rows: Sequence[RowScore], seed: int) -> Estimate | None:
-    scores = [row.score for row in rows if row.score is not None]
-    return statistics.mean_with_interval(scores, seed) if scores else None
+    known = [(row.score, row.unit) for row in rows if row.score is not None]
+    if not known:
+        return None
+    means = statistics.group_means([score for score, _ in known], [unit for _, unit in known])
+    return replace(statistics.mean_with_interval(means, seed), n=len(known))
 
 
 def pass_rates(rows: Sequence[RowScore]) -> dict[str, float]:
     """Return pass@k for k of 2, 4, 8 ... and the number of samples that every scored problem has."""
-    known = [[score for score in row.scores if score is not None] for row in rows if row.score is not None]
+    judged = [row for row in rows if row.score is not None]
+    known = [[score for score in row.scores if score is not None] for row in judged]
+    units = [row.unit for row in judged]
     most = min(map(len, known), default=0)
     ks = sorted({2**i for i in range(1, most.bit_length()) if 2**i <= most} | ({most} if most > 1 else set()))
-    return {
-        f"pass@{k}": float(np.mean([statistics.pass_at_k(len(s), sum(x == 1.0 for x in s), k) for s in known]))
-        for k in ks
-    }
+    chances = {k: [statistics.pass_at_k(len(s), sum(x == 1.0 for x in s), k) for s in known] for k in ks}
+    return {f"pass@{k}": float(np.mean(statistics.group_means(found, units))) for k, found in chances.items()}
 
 
 def _parts(suite: Suite, rows: Sequence[RowScore], seed: int) -> dict[str, Estimate]:
@@ -470,6 +488,8 @@ def _caption(results: Sequence[SuiteResult]) -> str:
     lines = []
     for result in results:
         facts = [result.note] if result.note else []
+        if result.groups:
+            facts.append(f"mean over {result.groups} groups of problems")
         if result.missing:
             facts.append(f"no completion for {result.missing}, counted as wrong")
         if result.no_verdict:

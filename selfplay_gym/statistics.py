@@ -7,7 +7,7 @@ would give intervals that are too narrow. Pure functions of their arguments and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -134,6 +134,20 @@ def mean_with_interval(values: ArrayLike, seed: int = 0, level: float = 0.95) ->
     total = min(float(array.sum()), float(len(array)))
     interval = wilson(total, len(array), level) if counts else bootstrap_mean(array, seed, level)
     return Estimate(len(array), float(array.mean()), interval)
+
+
+def group_means(values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """Return the mean of each group's values, in the order in which the groups first occur.
+
+    Values of one group are alike, so an interval is one over such means.
+
+    >>> group_means([1.0, 0.0, 1.0], ["a", "a", "b"])
+    [0.5, 1.0]
+    """
+    members: dict[Hashable, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        members.setdefault(group, []).append(value)
+    return [sum(found) / len(found) for found in members.values()]
 
 
 def paired_difference(

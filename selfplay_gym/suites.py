@@ -64,12 +64,15 @@ class Problem:
         task: What is asked, or None when the row's reference gave no value here.
         answer: A right answer known from the data, for checking the judge; empty where none is known.
         failure: Why there is no task.
+        group: Problems of one group are variants of each other: the score is first averaged over a group, then over
+            the groups. Empty where every problem counts by itself.
     """
 
     id: str
     task: Task | None
     answer: str = ""
     failure: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from selfplay_gym.comparison import as_dict, compare_files, table
 from selfplay_gym.errors import InvalidData
 
 
-def report(path: Path, scores: list[float | None], **changes: str) -> Path:
+def report(path: Path, scores: list[float | None], groups: str = "", **changes: str) -> Path:
     rows = [{"id": str(i), "score": score, "reason": ""} for i, score in enumerate(scores)]
+    rows = [{**row, "group": group} for row, group in zip(rows, groups, strict=True)] if groups else rows
     result = {"suite": "s", "data_sha256": "d", "protocol": "p", "rows": rows, **changes}
     path.write_text(json.dumps({"suites": [result]}))
     return path
@@ -23,6 +24,14 @@ def test_problems_are_paired_and_those_without_a_verdict_left_out(tmp_path: Path
     (result,) = compare_files(before, after)
     assert (result.n, result.before, result.after, result.interval.difference) == (2, 0.5, 1.0, 0.5)
     assert json.loads(json.dumps(as_dict([result])))["suites"][0]["interval"]["difference"] == 0.5
+
+
+def test_groups_are_paired_rather_than_their_problems(tmp_path: Path) -> None:
+    before = report(tmp_path / "a.json", [0.0, 0.0, 0.0, 1.0, None], groups="aaabb")
+    after = report(tmp_path / "b.json", [1.0, 1.0, 1.0, 1.0, 1.0], groups="aaabb")
+    (result,) = compare_files(before, after)
+    assert (result.n, result.before, result.after, result.interval.difference) == (4, 0.5, 1.0, 0.5)
+    assert (result.interval.low, result.interval.high) == (0.0, 1.0)  # two units, one of which changed
 
 
 def test_another_protocol_is_said(tmp_path: Path) -> None:
@@ -61,6 +70,7 @@ def test_a_score_is_none_or_from_0_to_1(tmp_path: Path, score: Any) -> None:
         ({"data_sha256": None}, "field 'data_sha256' must be text, got NoneType"),
         ({"protocol": {}}, "field 'protocol' must be text, got dict"),
         ({"rows": [{"id": 0, "score": 1.0}]}, "field 'id' must be text, got"),
+        ({"rows": [{"id": "0", "score": 1.0, "group": 0}]}, "field 'group' must be text, got"),
         ({"rows": [{"id": [], "score": 1.0}]}, "field 'id' must be text, got"),
         ({"rows": [{"id": "0", "score": 1.0}, {"id": "0", "score": 0.0}]}, "id '0' is there twice"),
     ],

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from selfplay_gym import grading, literals, suites
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
-from selfplay_gym.grading import Report, RowScore, grade, pass_rates, read_completions, score_completions
+from selfplay_gym.grading import Report, RowScore, SuiteResult, grade, pass_rates, read_completions, score_completions
+from selfplay_gym.statistics import wilson
 from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.tasks.abduction import Abduction
 from selfplay_gym.tasks.deduction import Deduction
@@ -121,6 +123,47 @@ def test_pass_rates_leave_samples_without_a_verdict_out() -> None:
     rows = [RowScore("a", 0.5, "", (1.0, 0.0, None)), RowScore("b", 0.0, "", (0.0, 0.0, 0.0))]
     assert pass_rates(rows) == {"pass@2": 0.5}
     assert pass_rates([RowScore("c", None, "", (None,))]) == {}
+
+
+def grouped(*groups: str) -> Suite:
+    plain = suite(*[DOUBLE] * len(groups))
+    return replace(plain, problems=tuple(replace(p, group=g) for p, g in zip(plain.problems, groups, strict=True)))
+
+
+def written_rows(result: SuiteResult) -> list[dict[str, object]]:
+    rows: Any = result.as_dict()["rows"]
+    return list(rows)
+
+
+def test_problems_of_one_group_count_together_as_one() -> None:
+    texts = {f"p{i}": [text] for i, text in enumerate("2223")}
+    result = grade(grouped("a", "a", "a", "b"), texts, FakeExecutor())
+    assert (result.n, result.groups, result.value) == (4, 2, 0.5)
+    assert result.interval == wilson(1, 2)  # two groups were seen, not four problems
+    assert [row["group"] for row in written_rows(result)] == ["a", "a", "a", "b"]
+    assert grade(suite(*[DOUBLE] * 4), texts, FakeExecutor()).value == 0.75
+
+
+def test_a_group_solved_in_part_gives_a_bootstrap_over_groups() -> None:
+    texts = {f"p{i}": [text] for i, text in enumerate("2323")}
+    result = grade(grouped("a", "a", "b", "b"), texts, FakeExecutor())
+    assert (result.value, result.interval) == (0.5, wilson(1, 2))  # both groups score a half: no spread to draw from
+    uneven = grade(grouped("a", "a", "b", "b"), {**texts, "p1": ["2"]}, FakeExecutor())
+    assert (uneven.value, uneven.interval) == (0.75, (0.5, 1.0))
+
+
+def test_pass_at_k_is_averaged_over_groups_too() -> None:
+    texts = {"p0": ["2", "3"], "p1": ["2", "3"], "p2": ["2", "3"], "p3": ["3", "3"]}
+    assert grade(grouped("a", "a", "a", "b"), texts, FakeExecutor()).extra == {"pass@2": 0.5}
+
+
+def test_groups_are_part_of_the_protocol_and_shown_and_absent_where_there_are_none() -> None:
+    plain, whole = (grade(asked, {}, FakeExecutor()) for asked in (suite(DOUBLE, DOUBLE), grouped("a", "b")))
+    assert plain.protocol != whole.protocol
+    assert "groups" not in plain.settings
+    assert all("group" not in row for row in written_rows(plain))
+    assert "mean over 2 groups of problems" in str(Report((whole,), "m").table().caption)
+    assert "groups" not in str(Report((plain,), "m").table().caption)
 
 
 def test_jobs_run_in_chunks_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfplay_gym.errors import InvalidConfig
-from selfplay_gym.statistics import bootstrap_mean, paired_difference, pass_at_k, wilson
+from selfplay_gym.statistics import bootstrap_mean, group_means, paired_difference, pass_at_k, wilson
 
 
 def counts() -> st.SearchStrategy[tuple[int, int]]:
@@ -114,3 +114,9 @@ def test_the_p_value_is_small_under_a_true_null_about_as_often_as_it_says() -> N
 def test_impossible_arguments_are_refused(call: object) -> None:
     with pytest.raises(InvalidConfig):
         call()  # type: ignore[operator]
+
+
+def test_group_means_come_in_the_order_of_the_groups_and_need_one_group_a_value() -> None:
+    assert group_means([1.0, 0.0, 0.0, 1.0, 0.5], ["b", "a", "b", "b", "a"]) == pytest.approx([2 / 3, 0.25])
+    with pytest.raises(ValueError, match="shorter"):
+        group_means([1.0, 0.0], ["a"])
