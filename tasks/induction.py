@@ -18,7 +18,8 @@ class Induction:
     Args:
         style: Prompt style: ``azr``, ``chat`` or ``compact``.
         pairs: Inputs a proposal must bring (10 in Absolute Zero, half of them shown).
-        compare: ``canonical``: ``1``, ``1.0`` and ``True`` are three values; ``python``: they are one.
+        compare: ``canonical``: ``1``, ``1.0`` and ``True`` are three values; ``python``: they are one; ``close``: they
+            are three, but floats may differ by 1e-6.
     """
 
     name = "induction"
@@ -57,19 +58,27 @@ class Induction:
 
     def solve_prompt(self, task: Task) -> str:
         """Show the first half of the pairs and the message."""
-        shown = prompting.pairs_block(task.triplets[: len(task.inputs) // 2], self.style)
+        shown = prompting.pairs_block(task.triplets[: self.shown(task)], self.style)
         return prompting.fill(self.name, "solve", self.style, pairs=shown, message=task.message)
 
+    def shown(self, task: Task) -> int:
+        """Return how many pairs, from the first on, the solver sees."""
+        return len(task.inputs) // 2
+
+    def judged_from(self, task: Task) -> int:
+        """Return the first pair that judges; all after it do too."""
+        return self.shown(task)
+
     def check(self, task: Task, answer: str) -> Verdict | Job:
-        """Run the answer on the hidden inputs."""
+        """Run the answer on the inputs that judge."""
         program = last_block(answer, "python")
         if not program:
             return Verdict(0.0, "no program")
-        return Job(program, task.inputs[len(task.inputs) // 2 :], policy="plain")
+        return Job(program, task.inputs[self.judged_from(task) :], policy="plain")
 
     def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
-        """Right when every hidden pair is; the first that is not names the reason."""
-        for execution, output in zip(executions, task.outputs[len(task.inputs) // 2 :], strict=True):
+        """Right when every pair that judges is; the first that is not names the reason."""
+        for execution, output in zip(executions, task.outputs[self.judged_from(task) :], strict=True):
             if execution.status is not Status.OK:
                 return Verdict(0.0, execution.status)
             if execution.value is None or not self.same(execution.value, output):

@@ -30,7 +30,8 @@ class TripletProposals:
         composite: Share of proposals that must call stored programs as functions ``g_0``... Absolute Zero raises its
             share during training, and is published with 0.
         functions: Of how many, if so many of the references are plain functions.
-        compare: ``canonical``: ``1``, ``1.0`` and ``True`` are three values; ``python``: they are one.
+        compare: ``canonical``: ``1``, ``1.0`` and ``True`` are three values; ``python``: they are one; ``close``: they
+            are three, but floats may differ by 1e-6.
     """
 
     name: str
