@@ -4,14 +4,16 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfplay_gym import suites
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.grading import SuiteResult, grade
+from selfplay_gym.grading import SuiteResult, digest, grade
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks.comparing import close
 
@@ -299,6 +301,26 @@ def test_the_compact_style_says_little(executor: SandboxExecutor, folder: Path, 
     assert all(" = ?" in text or text.startswith("induction\nf(") for text in short.values())
 
 
+PROMPTS = {
+    "dreamcoder_list": "30e7ba36b9d1676e",
+    "mbpp_io-induction": "ba2bdfb324e03bc9",
+    "mbpp_io-deduction": "c21d002a94da6a8f",
+    "mbpp_io-abduction": "afbc0e6173ac9fd2",
+    "test_output_prediction": "e58571b1c08f2819",
+    "arc_1d": "cc0a17fc3be7fb28",
+    "arc_1d-direct": "2c07ed5f98e495da",
+    "sygus_pbe_strings": "a6ce178c49eeadad",
+    "sygus_pbe_strings-held": "9a482d889dea1461",
+}
+"""Of the rows above, in every style. Whoever changes a prompt makes another protocol of its suites."""
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_are_frozen(executor: SandboxExecutor, folder: Path, name: str) -> None:
+    texts = {s: load(executor, folder, name, s).prompts() for s in ("azr", "chat", "compact")}
+    assert digest(texts) == PROMPTS[name]
+
+
 # -- groups and shares -------------------------------------------------------------------------------------------------
 
 
@@ -484,3 +506,47 @@ def test_real_references_score_100_and_shuffled_ones_next_to_nothing(executor: S
 def test_tables_of_the_real_pairs_score_nothing(executor: SandboxExecutor, name: str) -> None:
     suite = real(executor, name).first(40)
     assert score(executor, suite, tables(suite)).value == 0.0
+
+
+POOL = {
+    "dreamcoder_list": [
+        "xs[::-1]", "sorted(xs)", "sum(xs)", "len(xs)", "xs[1:]", "xs[2:]", "xs[:1]", "xs + [1]", "[x + 1 for x in xs]",
+        "[2 * x for x in xs]", "float(sum(xs))", "len(xs) > 0", "1 in xs", "int(1 in xs)", "max(xs)",
+    ],
+    "arc_1d": [
+        "xs", "[[0] + xs[0][:-1]]", "[[0] * 2 + xs[0][:-2]]", "[[0] * 3 + xs[0][:-3]]", "[xs[0][::-1]]", "xs[0]",
+        "[[float(x) for x in xs[0]]]", "[[x * (0 in xs[0][max(i - 1, 0):i + 2]) for i, x in enumerate(xs[0])]]",
+    ],
+    "sygus_pbe_strings": [
+        "xs", "xs.split()[0]", "xs.split()[-1]", "xs.split('-')[1]", "xs[0]", "len(xs)", "xs.strip()", "xs[3:]",
+        "''.join(c for c in xs if c.isalpha())", "xs.split(', ')[-1]", "len(xs) > 3",
+    ],
+}  # fmt: skip
+"""Expressions of the first argument: some are right for some rows, most for few or none."""
+
+
+def agrees(expression: str, row: dict[str, Any]) -> bool:
+    """Judge a program of the pool by itself: JSON keeps 1, 1.0 and true apart."""
+    function = eval(f"lambda xs, *others: {expression}")
+    examples = row["examples"][8:] if "name" in row else row.get("examples") or row["train"] + row["test"]
+    try:
+        return all(
+            json.dumps(function(*example.get("inputs", [example.get("input")]))) == json.dumps(example["output"])
+            for example in examples
+        )
+    except Exception:
+        return False
+
+
+@pytest.mark.parametrize("name", ["dreamcoder_list", "arc_1d", "sygus_pbe_strings", "sygus_pbe_strings-held"])
+def test_programs_score_as_a_plain_check_says(executor: SandboxExecutor, name: str) -> None:
+    whole, file = real(executor, name), name.partition("-")[0]
+    suite = replace(whole, problems=whole.problems[:: 10 if file == "arc_1d" else 1])
+    rows = {row["id"]: row for row in map(json.loads, (REAL / f"{file}.jsonl").read_text().splitlines())}
+    programs = [f"def f(*others, **named):\n    xs = [*others, *named.values()][0]\n    return {e}" for e in POOL[file]]
+    result = grade(suite, {problem.id: programs for problem in suite.problems}, executor)
+    judged = [row for row in result.rows if row.score is not None]
+    assert [row.scores for row in judged] == [
+        tuple(float(agrees(expression, rows[row.id])) for expression in POOL[file]) for row in judged
+    ]
+    assert sum(1.0 in row.scores for row in judged) >= 8
