@@ -5,6 +5,9 @@ in the program that is shown, which ends by calling it ``f`` too. Induction show
 the exercise, whose examples may be among the hidden pairs. Deduction and abduction ask for one test pair a row. Floats
 compare within 1e-6. A row whose reference disagrees with the file here, or takes what is no literal (complex numbers),
 has no verdict in any of the three.
+
+In 13 of the 262 rows of the dev halves every hidden output is the same: there, induction accepts a table of the shown
+pairs that has this output as its default.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def test_a_program_that_never_ends_is_wrong_and_the_next_one_is_still_judged(
     executor: SandboxExecutor, folder: Path
 ) -> None:
     suite = load(executor, folder, "arc_1d")
-    result = score(executor, suite, {**PROGRAMS, "flip": "def f(grid):\n    while True:\n        pass"})
+    result = score(executor, suite, {**PROGRAMS, "flip": "def f(grid):\n    while grid == [[1, 2]]:\n        pass"})
     assert [(row.score, row.reason) for row in result.rows] == [(0.0, "timeout"), (1.0, "")]
 
 
@@ -394,7 +394,6 @@ def test_a_float_of_another_last_digit_is_right(executor: SandboxExecutor, folde
         ({"test": [pair("3", "1")]}, "reference: another value here than in the data file"),
         ({"test": [pair("'3'", "1.5")]}, "reference: error TypeError"),
         ({"test": [pair("3j", "1.5j")]}, "an example is not a literal: Constant"),
-        ({"code": "def halve(x):\n    while True: pass"}, "reference: timeout cpu"),
     ],
 )
 def test_a_row_whose_reference_fails_has_no_verdict_in_any_use(
