@@ -25,7 +25,7 @@ from selfplay_gym import literals
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.cache import remembered_if_short
 from selfplay_gym.executors.runner import ALONE, FRAME, STEADY
-from selfplay_gym.executors.tickets import FULL, NUMERIC, Parcel, Ticket
+from selfplay_gym.executors.tickets import FULL, MATHS, NUMERIC, Parcel, Ticket
 from selfplay_gym.types import Execution, Status, Tier
 
 _FRAME = FRAME
@@ -42,7 +42,8 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
 }
-KINDS = tuple(seed + size for size in ("", FULL, NUMERIC) for seed in _HASH_SEEDS)
+KINDS = tuple(seed + size for size in ("", FULL, NUMERIC, MATHS) for seed in _HASH_SEEDS)
+_PACKAGE_OF = {"numeric": "numpy", "maths": "math_verify"}
 
 # Starts a server without running `selfplay_gym/__init__.py`, whose imports a server must not have.
 _BOOTSTRAP = """
@@ -222,10 +223,8 @@ def _spawn(control: socket.socket, kind: str, tier: Tier, keep_children: bool) -
     package = Path(selfplay_gym.__file__).parent
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     arguments = [str(tier), str(os.getpid()), str(package / "literals.py"), str(package), str(Path(__file__).parent)]
-    numpy = importlib.util.find_spec("numpy") if kind.endswith(NUMERIC) else None
-    packages = str(Path(numpy.origin).parent.parent) if numpy is not None and numpy.origin else ""
-    light = "full" if kind.endswith((FULL, NUMERIC)) else "light"
-    arguments += [light, packages, "kept" if keep_children else "fresh"]
+    size = kind[1:].strip() or "light"
+    arguments += [size, _folder_of(_PACKAGE_OF.get(size, "")), "kept" if keep_children else "fresh"]
     passed = control.fileno()
     return subprocess.Popen(
         # Not -I or -E: both ignore PYTHONHASHSEED.
@@ -238,6 +237,12 @@ def _spawn(control: socket.socket, kind: str, tier: Tier, keep_children: bool) -
         env={**kept, **_ENVIRONMENT, "PYTHONHASHSEED": _HASH_SEEDS[kind[0]]},
         start_new_session=True,  # Ctrl-C in a terminal is for the trainer
     )
+
+
+def _folder_of(package: str) -> str:
+    """Return the folder that a package is installed in, nothing where it is not."""
+    spec = importlib.util.find_spec(package) if package else None
+    return str(Path(spec.origin).parent.parent) if spec is not None and spec.origin else ""
 
 
 def _read_answers(message: bytes, tickets: list[Ticket]) -> list[list[Execution] | None]:

@@ -11,6 +11,7 @@ import importlib.util
 import marshal
 import os
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -35,6 +36,16 @@ PRELOADED = (
 
 # What a numeric server adds to a full one, from the trainer's own packages.
 NUMERIC = ("numpy", "numpy.fft", "numpy.linalg", "numpy.ma", "numpy.polynomial", "numpy.random", "numpy.testing")
+
+# What a maths server adds to a full one. Much of sympy imports other parts of it on first need, deep inside a
+# comparison, and math-verify takes the ImportError for "not equal": so these parts are loaded with all they hold.
+MATHS = ("math_verify", "antlr4.LL1Analyzer", "sympy.parsing.sympy_parser", "sympy.physics.matrices")
+MATHS_WHOLE = (
+    "sympy.assumptions", "sympy.calculus", "sympy.combinatorics", "sympy.concrete", "sympy.discrete",
+    "sympy.functions", "sympy.geometry", "sympy.integrals", "sympy.logic", "sympy.matrices", "sympy.ntheory",
+    "sympy.physics.units", "sympy.polys", "sympy.series", "sympy.sets", "sympy.simplify", "sympy.solvers",
+    "sympy.tensor",
+)  # fmt: skip
 
 # What the server itself needs and a program has no use for.
 HIDDEN = (
@@ -82,6 +93,21 @@ def f(*given):
     datetime.datetime.strptime("2024-01-02", "%Y-%m-%d").strftime("%d %b")
     return [Point(1) < Point(2), str(decimal.Decimal("1.5") * 2)]
 """
+_BESIDE = frozenset(("tests", "benchmarks", "hyperexpand_doc"))  # of no use to a program, or documentation
+
+# The tables of the grammar fill as it reads: what the server has read once, no child has to learn again.
+WARM_UP_MATHS = r"""
+from math_verify import parse, verify
+def f(*given):
+    texts = (
+        "\\frac{1}{2}", "3.5", "1,234", "50\\%", "2\\sqrt{3}+1", "(1, 2]", "[0,\\infty)", "\\{1,2\\}", "1,2,3", "x=3",
+        "-1<x\\le 2", "x^2+2x-y_{1}", "\\text{even}", "\\left(3,\\frac{\\pi}{2}\\right)", "\\sin(2t) e^{-t/2}",
+        "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "(-\\infty,1)\\cup(2,3]", "\\log_{10} 2", "5\\text{ cm}",
+        "30^\\circ", "\\binom{5}{2}", "4!", "a\\cdot 10^{-3}", "|x|", "2+3i", "\\sqrt[3]{2}", "f(x)=x+1", "12\\frac{1}{2}",
+    )
+    parsed = [parse("\\boxed{" + text + "}", parsing_timeout=None) for text in texts]
+    return [verify(a, b, timeout_seconds=None) for a, b in zip(parsed, parsed[1:] + parsed[:1])]
+"""
 
 
 def load_child_side(literals_file: str, light: bool) -> Any:
@@ -107,13 +133,14 @@ def load_child_side(literals_file: str, light: bool) -> Any:
     return sys.modules["selfplay_gym.executors.runner"]
 
 
-def preload(light: bool, packages: str) -> None:
+def preload(size: str, packages: str) -> None:
     """Import all that programs may import, in a form that costs a fork little.
 
     Args:
-        light: Only what a light server holds.
-        packages: Folder of numpy; nothing where programs do not get it.
+        size: ``light``, ``full``, ``numeric`` or ``maths``.
+        packages: Folder of what the last two add; nothing where it is not installed.
     """
+    light = size == "light"
     os.register_at_fork = lambda **hooks: None  # `random` would seed itself anew in every child
     sys.modules["_hashlib"] = None  # type: ignore[assignment]  # OpenSSL costs megabytes; hashlib has its own code
     hashes = ("_md5", "_sha1", "_sha256", "_sha512", "_sha2", "_sha3", "_blake2")
@@ -131,13 +158,25 @@ def preload(light: bool, packages: str) -> None:
             setattr(sys.modules["re"], cache, _ByType())
     if packages:
         sys.path.append(packages)
-        for name in NUMERIC:
+        for name in NUMERIC if size == "numeric" else _maths():
             with contextlib.suppress(ImportError):
                 import_module(name)
         sys.path.remove(packages)
         generators = sys.modules.get("numpy.random.bit_generator")
         if hasattr(generators, "randbits"):  # would ask the kernel, also where a seed is given; the kernel refuses
             vars(generators)["randbits"] = sys.modules["random"].Random().getrandbits
+
+
+def _maths() -> Iterator[str]:
+    """Yield the modules of a maths server, once their packages can be found."""
+    import pkgutil  # not above: the other servers have no use for it
+
+    yield from MATHS
+    for whole in MATHS_WHOLE:
+        yield whole
+        if whole in sys.modules:
+            found = pkgutil.walk_packages(sys.modules[whole].__path__, f"{whole}.")
+            yield from (each.name for each in found if not _BESIDE.intersection(each.name.split(".")))
 
 
 class _ByType(dict[tuple[object, ...], object]):

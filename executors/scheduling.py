@@ -26,6 +26,7 @@ from selfplay_gym.executors.pool import Pool
 from selfplay_gym.executors.tickets import (
     FULL,
     LARGEST_PARCEL,
+    MATHS,
     NUMERIC,
     Ticket,
     next_parcel,
@@ -232,7 +233,7 @@ class Batch:
             self._waiting[ticket.kind].append(ticket)
         elif self._may_have_starved(ticket, executions):
             self._starved.append((ticket, executions))
-        elif not ticket.kind.endswith((FULL, NUMERIC)) and any(e.error_type in _MISSING for e in executions):
+        elif not ticket.kind.endswith((FULL, NUMERIC, MATHS)) and any(e.error_type in _MISSING for e in executions):
             ticket.kind += FULL
             self._waiting[ticket.kind].append(ticket)
         else:

@@ -33,16 +33,16 @@ CONTROL_FD = 3
 def main() -> None:
     """Serve the inherited socket until it closes.
 
-    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, ``light`` or ``full``, the
-    folder of numpy or nothing, ``kept`` or ``fresh`` children, number of the socket.
+    Arguments: tier, trainer's process id, literals file, two folders for the bootstrap, size of the server, the folder
+    of further packages or nothing, ``kept`` or ``fresh`` children, number of the socket.
     """
     tier, trainer, literals_file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    light, packages, keeps, control = sys.argv[6] == "light", sys.argv[7], sys.argv[8] == "kept", int(sys.argv[9])
+    size, packages, keeps, control = sys.argv[6], sys.argv[7], sys.argv[8] == "kept", int(sys.argv[9])
     if control != CONTROL_FD:
         os.dup2(control, CONTROL_FD)
         os.close(control)
     try:
-        child_side, children = _build(tier, trainer, literals_file, light, packages, keeps)
+        child_side, children = _build(tier, trainer, literals_file, size, packages, keeps)
     except (WallMissing, OSError) as error:
         _send(b"F" + str(error).encode("utf-8", "backslashreplace"))
         os._exit(1)
@@ -51,11 +51,11 @@ def main() -> None:
 
 
 def _build(
-    tier: str, trainer: int, literals_file: str, light: bool, packages: str, keeps: bool
+    tier: str, trainer: int, literals_file: str, size: str, packages: str, keeps: bool
 ) -> tuple[Any, Children]:
     """Import, warm up, wall in, split; return in the server alone, with the runner module."""
-    child_side = modules.load_child_side(literals_file, light)
-    modules.preload(light, packages)
+    child_side = modules.load_child_side(literals_file, size == "light")
+    modules.preload(size, packages)
     trainer_handle = _process_handle(trainer)
     if os.getppid() != trainer:
         os._exit(0)  # the trainer ended while this process started
@@ -85,7 +85,7 @@ def _build(
     filters = _filters(tier)
     children = Children(child_side, tier, filters, base, proc)
     modules.forget_modules()
-    _warm_up(child_side, light)
+    _warm_up(child_side, size)
     child_side.learn_modules()
     child_side.reset()  # the state in which every child begins its first run
     children.learn_known_answer()
@@ -185,7 +185,7 @@ def _serve(child_side: Any, children: Children) -> None:
         _send(b"A" + b"".join(COUNT.pack(len(frames)) + b"".join(frames) for frames in answers))
 
 
-def _warm_up(child_side: Any, light: bool) -> None:
+def _warm_up(child_side: Any, size: str) -> None:
     """Run programs through every path once, so that children find the interpreter warm."""
     inputs = tuple(
         marshal.dumps((list(values), {}))
@@ -193,7 +193,11 @@ def _warm_up(child_side: Any, light: bool) -> None:
     )
     limits = (5.0, 5.0, 2**28, 4096)
     programs = [modules.WARM_UP, "def f(x): return 1 /", "def f(x, y): raise ValueError(x)"]
-    for program in programs if light else [*programs, modules.WARM_UP_FULL]:
-        for code in (b"", compiled(program.encode())):
-            job = child_side.Job(program.encode(), True, "f", inputs, (0, 1) * 5, True, False, *limits, False, code)
-            collections.deque(child_side.frames(job, 0), maxlen=0)
+    if size != "light":
+        programs.append(modules.WARM_UP_FULL)
+    plans = [(program, (0, 1) * 5, code) for program in programs for code in (b"", compiled(program.encode()))]
+    if size == "maths":
+        plans.append((modules.WARM_UP_MATHS, (0,), b""))
+    for program, runs, code in plans:
+        job = child_side.Job(program.encode(), True, "f", inputs, runs, True, False, *limits, False, code)
+        collections.deque(child_side.frames(job, 0), maxlen=0)

@@ -21,6 +21,7 @@ FAST_SECONDS: Final = 0.05  # of processor time for a run that shares a child; w
 # Kinds of server beside the light ones, whose children cost less.
 FULL = " full"  # preloaded all that programs may import
 NUMERIC = " numeric"  # and numpy
+MATHS = " maths"  # and math-verify
 LARGEST_PARCEL = 64  # jobs
 _PARCEL_BYTES = 24 * 2**10  # the children that are put back take messages up to 32 KiB
 _FIELD_BYTES = 64  # about what a job adds to its texts
@@ -190,14 +191,19 @@ _IMPORT = re.compile(  # the names give nothing back (`++`): the spaces at the e
 _CODECS = ("encode", "decode", "codecs", "namereplace", "\\N")
 
 
-_NUMPY = re.compile(r"^[ \t]*(?:import|from)[ \t]+numpy\b", re.ASCII | re.MULTILINE)
+_PACKAGES = {"numpy": NUMERIC, "math_verify": MATHS}
+_IMPORTS_OF = {
+    name: re.compile(rf"^[ \t]*(?:import|from)[ \t]+{name}\b", re.ASCII | re.MULTILINE) for name in _PACKAGES
+}
 
 
 def size_of(job: Job) -> str:
-    """Return which servers can run a job, going by its text: the light ones, `FULL` or `NUMERIC`."""
+    """Return which servers can run a job, going by its text: the light ones, `FULL`, `NUMERIC` or `MATHS`."""
     text = job.program if isinstance(job.program, str) else job.program.decode("latin-1")
-    if job.policy == "plain" and "numpy" in text and _NUMPY.search(text):  # far faster where there is none
-        return NUMERIC
+    if job.policy == "plain":
+        for name, size in _PACKAGES.items():
+            if name in text and _IMPORTS_OF[name].search(text):  # far faster where there is none
+                return size
     return "" if is_light(job) else FULL
 
 
