@@ -103,7 +103,8 @@ def f(*given):
         "\\frac{1}{2}", "3.5", "1,234", "50\\%", "2\\sqrt{3}+1", "(1, 2]", "[0,\\infty)", "\\{1,2\\}", "1,2,3", "x=3",
         "-1<x\\le 2", "x^2+2x-y_{1}", "\\text{even}", "\\left(3,\\frac{\\pi}{2}\\right)", "\\sin(2t) e^{-t/2}",
         "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "(-\\infty,1)\\cup(2,3]", "\\log_{10} 2", "5\\text{ cm}",
-        "30^\\circ", "\\binom{5}{2}", "4!", "a\\cdot 10^{-3}", "|x|", "2+3i", "\\sqrt[3]{2}", "f(x)=x+1", "12\\frac{1}{2}",
+        "30^\\circ", "\\binom{5}{2}", "4!", "a\\cdot 10^{-3}", "|x|", "2+3i", "\\sqrt[3]{2}", "f(x)=x+1",
+        "12\\frac{1}{2}",
     )
     parsed = [parse("\\boxed{" + text + "}", parsing_timeout=None) for text in texts]
     return [verify(a, b, timeout_seconds=None) for a, b in zip(parsed, parsed[1:] + parsed[:1])]

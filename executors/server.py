@@ -50,9 +50,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _build(
-    tier: str, trainer: int, literals_file: str, size: str, packages: str, keeps: bool
-) -> tuple[Any, Children]:
+def _build(tier: str, trainer: int, literals_file: str, size: str, packages: str, keeps: bool) -> tuple[Any, Children]:
     """Import, warm up, wall in, split; return in the server alone, with the runner module."""
     child_side = modules.load_child_side(literals_file, size == "light")
     modules.preload(size, packages)
@@ -195,7 +193,9 @@ def _warm_up(child_side: Any, size: str) -> None:
     programs = [modules.WARM_UP, "def f(x): return 1 /", "def f(x, y): raise ValueError(x)"]
     if size != "light":
         programs.append(modules.WARM_UP_FULL)
-    plans = [(program, (0, 1) * 5, code) for program in programs for code in (b"", compiled(program.encode()))]
+    plans: list[tuple[str, tuple[int, ...], bytes]] = []
+    for program in programs:
+        plans += [(program, (0, 1) * 5, code) for code in (b"", compiled(program.encode()))]
     if size == "maths":
         plans.append((modules.WARM_UP_MATHS, (0,), b""))
     for program, runs, code in plans:

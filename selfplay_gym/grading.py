@@ -14,6 +14,7 @@ import platform
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +35,9 @@ from selfplay_gym.types import Execution, Job, Status, Task, Verdict
 
 RULES = 1
 """Version of the judge: raised whenever the same completion could score differently."""
+
+JUDGES = ("numpy", "math-verify", "sympy", "latex2sympy2_extended")
+"""Distributions whose version could change a score."""
 
 CHUNK = 256
 """Jobs in one executor batch: enough to fill every worker, few enough to show progress."""
@@ -66,6 +70,7 @@ class RowScore:
         reason: Why the first sample that is not right is not; empty when all are.
         scores: One a sample; None where there is no verdict.
         group: Of the problem; empty where it counts by itself.
+        levels: How each sample was decided, where the family says so.
     """
 
     id: str
@@ -73,6 +78,7 @@ class RowScore:
     reason: str
     scores: tuple[float | None, ...]
     group: str = ""
+    levels: tuple[str, ...] = ()
 
     @property
     def unit(self) -> tuple[str, str]:
@@ -122,15 +128,30 @@ class SuiteResult:
         """Return what ``--json`` writes for a suite."""
         values: dict[str, object] = asdict(self)
         # With one sample a problem its scores would only repeat the score.
-        single = all(len(row.scores) <= 1 for row in self.rows)
-        left_out = ({"scores"} if single else set()) | (set() if self.groups else {"group"})
-        values["rows"] = [{k: v for k, v in asdict(row).items() if k not in left_out} for row in self.rows]
+        several = any(len(row.scores) > 1 for row in self.rows)
+        values["rows"] = [_row_as_dict(row, several) for row in self.rows]
         return values
 
     @property
     def groups(self) -> int:
         """Groups with a verdict; 0 where every problem counts by itself."""
         return len({row.group for row in self.rows if row.group and row.score is not None})
+
+    @property
+    def decided(self) -> Mapping[str, int]:
+        """How many samples each level decided, for families that have levels."""
+        return Counter(level for row in self.rows for level in row.levels if level)
+
+
+def _row_as_dict(row: RowScore, several: bool) -> dict[str, object]:
+    values: dict[str, object] = {"id": row.id, "score": row.score, "reason": row.reason}
+    if several:
+        values["scores"] = row.scores
+    if row.group:
+        values["group"] = row.group
+    if any(row.levels):
+        values["levels"] = row.levels
+    return values
 
 
 @dataclass(frozen=True)
@@ -151,7 +172,7 @@ class Report:
     command: str = field(default_factory=lambda: shlex.join(sys.argv))
     seed: int | None = None
     tier: str = ""
-    versions: Mapping[str, str] = field(default_factory=lambda: versions_of("selfplay-gym", "numpy"))
+    versions: Mapping[str, str] = field(default_factory=lambda: versions_of("selfplay-gym", *JUDGES))
 
     def table(self) -> Table:
         """Return the scores as a table for people; several families of a suite follow it, indented."""
@@ -284,7 +305,9 @@ def _row(problem: Problem, verdicts: Sequence[Verdict]) -> RowScore:
     scores = tuple(verdict.score for verdict in verdicts)
     known = [score for score in scores if score is not None]
     reason = next((verdict.reason for verdict in verdicts if not verdict.passed), "")
-    return RowScore(problem.id, sum(known) / len(known) if known else None, reason, scores, problem.group)
+    levels = tuple(verdict.level for verdict in verdicts)
+    score = sum(known) / len(known) if known else None
+    return RowScore(problem.id, score, reason, scores, problem.group, levels)
 
 
 def _result(
@@ -492,6 +515,8 @@ def _caption(results: Sequence[SuiteResult]) -> str:
             facts.append(f"mean over {result.groups} groups of problems")
         if result.missing:
             facts.append(f"no completion for {result.missing}, counted as wrong")
+        if result.decided:
+            facts.append("decided: " + ", ".join(f"{n} {level}" for level, n in sorted(result.decided.items())))
         if result.no_verdict:
             facts.append(f"no verdict on {result.no_verdict}, left out of the value")
         facts.append(f"protocol {result.protocol}, data {result.data_sha256[:12]}")

@@ -224,11 +224,13 @@ class Verdict:
         score: 1.0 right, 0.0 wrong, ``None`` for no verdict (our own failure).
         reason: Why it is not right, in a few words; empty when right.
         well_formed: The completion kept to the think/answer frame.
+        level: Which of several ways to decide did so, where a family has such.
     """
 
     score: float | None
     reason: str = ""
     well_formed: bool = True
+    level: str = ""
 
     @property
     def passed(self) -> bool:

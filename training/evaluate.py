@@ -104,7 +104,7 @@ def evaluate(
     asked = [suite.first(limit) for suite in suites.load(names, Source(executor, data_dir, style))]
     with _keeping(keep) as kept:
         results = [_evaluate_suite(policy, suite, executor, sampling, style, kept, console) for suite in asked]
-    versions = grading.versions_of("selfplay-gym", "numpy", "torch", "transformers")
+    versions = grading.versions_of("selfplay-gym", *grading.JUDGES, "torch", "transformers")
     name = policy.model.name_or_path if isinstance(model, Policy) else str(model)
     return Report(tuple(results), name, seed=sampling.seed, tier=str(executor.tier), versions=versions)
 
