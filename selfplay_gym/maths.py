@@ -211,7 +211,7 @@ _BODY = re.compile(
     r"|[eE](?P<e>[-+]?[0-9]+)"
     r"|(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*(?P<times>[-+]?[0-9]+)\s*\}|(?P<times1>[-+]?[0-9]+))"
     r"|\^\s*(?:\{\s*(?P<power>[-+]?[0-9]+)\s*\}|(?P<power1>[0-9]))"
-    r"|\^\s*\{?\s*(?P<tower>[0-9]+)\s*\^\s*(?:\{\s*[0-9]+(?:\s*\^\s*\{?[0-9]+\}?)*\s*\}|[0-9]+)\s*\}?"
+    r"|\^\s*\{?\s*(?P<tower>[-+]?[0-9]+)\s*\^\s*(?:\{\s*[0-9]+(?:\s*\^\s*\{?[0-9]+\}?)*\s*\}|[0-9]+)\s*\}?"
     r"))?(?P<rest>.*)",
     re.DOTALL,
 )
@@ -366,12 +366,23 @@ def compare(reference: str, answer: str, rule: Rule = EXACTLY) -> Comparison | N
         return Comparison(True, "exact")
     if len(answer) > MAX_ANSWER:
         return Comparison(False, "exact", f"over {MAX_ANSWER} characters")
+    if not _is_balanced(answer):
+        return Comparison(False, "exact", "braces do not match")  # it would end the box it is put in for math-verify
     right, given = normal(reference), normal(answer)
     if right == given:
         return Comparison(True, "exact")
     if rule.several:
         return _compare_lists(_items(right), _items(given), rule)
     return _compare_numbers(right, given, rule)
+
+
+def _is_balanced(text: str) -> bool:
+    depth = 0
+    for token in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _compare_numbers(right: str, given: str, rule: Rule) -> Comparison | None:
@@ -406,7 +417,7 @@ def _compare_lists(right: list[str], given: list[str], rule: Rule) -> Comparison
 def _items(text: str) -> list[str]:
     """Return the items of a list, split at commas outside brackets and at "and" and "or"."""
     items, depth, start = [], 0, 0
-    for match in re.finditer(r"[(\[{]|[)\]}]|,|;| and | or ", text):
+    for match in re.finditer(r"[(\[{]|[)\]}]|,|;|\b(?:and|or)\b", text):
         if match[0] in "([{":
             depth += 1
         elif match[0] in ")]}":
