@@ -14,6 +14,7 @@ from selfplay_gym.envs import (
     register_family,
 )
 from selfplay_gym.errors import (
+    EndpointError,
     ExecutorError,
     InvalidConfig,
     InvalidData,
@@ -99,6 +100,7 @@ __all__ = [
     "SolveVectorEnv",
     # errors
     "ArchiveError",
+    "EndpointError",
     "ExecutorError",
     "InvalidConfig",
     "InvalidData",

@@ -157,13 +157,57 @@ def evaluate(
         str | None, typer.Option(help="Prompt style: azr, chat or compact; by default what suits the tokenizer.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every sample.")] = 0,
-    keep: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the completions to this file.")] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            show_default="hf, or openai with --endpoint",
+            help="What answers: hf (transformers), vllm (an engine of its own), openai (an endpoint).",
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1, that knows MODEL by that name; without "
+            "it the variable OPENAI_BASE_URL says.",
+        ),
+    ] = None,
+    key_variable: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable that holds the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    concurrent: Annotated[int, typer.Option(min=1, max=1024, help="Requests to the endpoint at a time.")] = 16,
+    answer_seconds: Annotated[float, typer.Option(min=0.1, help="How long one request may take.")] = 600.0,
+    tries: Annotated[int, typer.Option(min=0, help="Further tries of a request that may yet succeed.")] = 5,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="KEY=JSON",
+            help="Further field of each request, such as top_p=0.95; null leaves one out; may be repeated.",
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Append each answer to this file as it comes; what is there is not asked again."
+        ),
+    ] = None,
+    evalplus: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the answers as evalplus' samples.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Score MODEL, or stored completions, on held-out suites; every answer is judged in the sandbox."""
     if (model is None) == (completions is None):
         raise UsageError("eval takes either a MODEL or --completions FILE, and not both")
-    _check_places(json_file, keep)
+    if completions is not None and (keep or evalplus):
+        raise UsageError("--keep and --evalplus take the answers of a MODEL, and --completions FILE has them already")
+    backend = backend or ("hf" if endpoint is None else "openai")
+    if backend not in ("hf", "vllm", "openai"):
+        raise UsageError(registry.unknown("backend", backend, ["hf", "vllm", "openai"]))
+    if backend != "openai" and (endpoint is not None or fields):
+        raise UsageError(f"--endpoint and --field are for the backend openai, got {backend}")
+    _check_places(json_file, keep, evalplus)
     names = [name.strip() for name in suite.split(",") if name.strip()]
     with registry.executors.load("sandbox")() as executor:
         if completions is not None:
@@ -171,14 +215,49 @@ def evaluate(
 
             report = score_completions(completions, names, executor, data_dir, limit)
         else:
-            _prepare_torch()
-            from selfplay_gym.training.evaluate import Sampling, evaluate_named
+            from selfplay_gym.answers import Sampling
 
-            sampling = Sampling(samples, temperature, max_new_tokens, seed)
-            report = evaluate_named(
-                str(model), names, executor,
-                sampling=sampling, style=style, data_dir=data_dir, limit=limit, keep=keep, console=_progress_console(),
-            )  # fmt: skip
+            how: dict[str, Any] = {
+                "sampling": Sampling(samples, temperature, max_new_tokens, seed), "style": style, "data_dir": data_dir,
+                "limit": limit, "keep": keep, "evalplus": evalplus, "console": _progress_console(),
+            }  # fmt: skip
+            if backend == "openai":
+                from selfplay_gym.endpoint import evaluate_endpoint
+
+                asking: dict[str, Any] = {"concurrent": concurrent, "answer_seconds": answer_seconds, "tries": tries}
+                report = evaluate_endpoint(
+                    str(model), names, executor, url=endpoint, key_variable=key_variable, fields=fields or (), **asking,
+                    **how,
+                )  # fmt: skip
+            else:
+                _prepare_torch()
+                from selfplay_gym.training.evaluate import evaluate_named
+
+                report = evaluate_named(str(model), names, executor, backend=backend, **how)
+    _show_report(report, json_file)
+
+
+@app.command()
+def rescore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `eval --keep` wrote.")],
+    data_dir: DataDir = None,
+    evalplus: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the answers as evalplus' samples.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Repeat the grading of an evaluation that was kept, without its model; suites and settings stand in the file."""
+    from selfplay_gym import evaluating
+
+    _check_places(json_file, evalplus)
+    with registry.executors.load("sandbox")() as executor:
+        report = evaluating.rescore(
+            file, executor, data_dir=data_dir, evalplus=evalplus, console=_progress_console()
+        )  # fmt: skip
+    _show_report(report, json_file)
+
+
+def _show_report(report: Any, json_file: Path | None) -> None:
     for line in report.warnings():
         _progress_console().print(
             f"warning: {inert(line)}", style="yellow", highlight=False, soft_wrap=True, markup=False

@@ -26,3 +26,7 @@ class RunFolderError(SelfPlayError):
 
 class ExecutorError(SelfPlayError, RuntimeError):
     """*Our* sandbox broke: it could not start or gave no answer. Never the program's fault."""
+
+
+class EndpointError(SelfPlayError, RuntimeError):
+    """An endpoint is down, too slow, refuses, or answers with what is no completion."""

@@ -165,6 +165,7 @@ class Report:
         seed: Of sampling; None for stored completions.
         tier: Isolation of the executor.
         versions: Of Python and of the packages that matter.
+        notes: What else a reader should be warned of.
     """
 
     results: tuple[SuiteResult, ...]
@@ -173,6 +174,7 @@ class Report:
     seed: int | None = None
     tier: str = ""
     versions: Mapping[str, str] = field(default_factory=lambda: versions_of("selfplay-gym", *JUDGES))
+    notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """Return the scores as a table for people; several families of a suite follow it, indented."""
@@ -187,8 +189,8 @@ class Report:
         return table
 
     def warnings(self) -> list[str]:
-        """Say for which problems there is no completion."""
-        return [line for result in self.results if (line := _without_completion(result))]
+        """Say for which problems there is no completion, and what else is to be known."""
+        return [line for result in self.results if (line := _without_completion(result))] + list(self.notes)
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` writes."""
@@ -228,6 +230,7 @@ def grade(
     settings: Mapping[str, object] | None = None,
     on_progress: Progress | None = None,
     seed: int = 0,
+    unanswered: Mapping[str, int] | None = None,
 ) -> SuiteResult:
     """Score the completions of every problem of a suite.
 
@@ -238,6 +241,8 @@ def grade(
         settings: What else the score depends on (prompts, decoding); goes into the protocol hash.
         on_progress: Called after each batch.
         seed: Of the bootstrap.
+        unanswered: How many further samples of a problem were asked for and not given, by problem id. They have no
+            verdict: whoever was asked may have been down.
 
     Raises:
         ExecutorError: The sandbox as a whole could not be started.
@@ -250,6 +255,8 @@ def grade(
         verdicts[problem.id].append(verdict)
         if share is not None:
             shares.append(share)
+    for problem_id, count in (unanswered or {}).items():
+        verdicts[problem_id] += [Verdict(None, "no verdict: no answer")] * count
     rows = tuple(_row(problem, verdicts[problem.id]) for problem in suite.problems)
     framed = [answer_of(text) is not None for _, text in samples]
     return _result(suite, rows, shares, framed, settings or {}, seed)
@@ -425,6 +432,8 @@ def read_completions(path: Path, asked: Sequence[Suite]) -> dict[str, dict[str, 
     places = _places(asked)
     found: dict[str, dict[str, list[str]]] = {suite.name: {} for suite in asked}
     for row in suites.read(path):
+        if "evaluation" in row.fields:  # the head that `eval --keep` writes
+            continue
         names = ("id", "completion") if "id" in row.fields else ("task_id", "solution")
         if not set(names) <= row.fields.keys():
             raise InvalidData(f"{row.where}: expected the fields 'id' and 'completion', or 'task_id' and 'solution'")
@@ -433,14 +442,6 @@ def read_completions(path: Path, asked: Sequence[Suite]) -> dict[str, dict[str, 
     if not any(found.values()):
         raise InvalidData(f"{path}: holds no completion")
     return found
-
-
-def write_completions(path: Path, suite: Suite, completions: Completions) -> None:
-    """Append a suite's completions to a file that `read_completions` reads."""
-    with path.open("a", encoding="utf-8") as file:
-        for problem, texts in completions.items():
-            for text in texts:
-                file.write(json.dumps({"id": f"{suite.name}/{problem}", "completion": text}) + "\n")
 
 
 Place = tuple[str, str]

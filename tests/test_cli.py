@@ -28,6 +28,7 @@ from selfplay_gym.archive import Archive
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.training.nano import build_model, build_tokenizer
+from tests.endpoint_server import chat, serving
 
 DOUBLE = "def f(x):\n    return 2 * x\n"
 NO_NETWORK = {"HF_HUB_OFFLINE": "1"}
@@ -198,6 +199,12 @@ def test_defaults_stand_in_the_help(run: Run) -> None:
         (["eval", "nano", "--suite", "nano", "--completions", "c.jsonl"], "either a MODEL or --completions"),
         (["eval", "nano"], "Missing option '--suite'"),
         (["eval", "nano", "--suite", "nano", "--samples", "0"], "'--samples'"),
+        (["eval", "nano", "--suite", "nano", "--backend", "tpu"], "no backend 'tpu'"),
+        (
+            ["eval", "nano", "--suite", "nano", "--backend", "hf", "--endpoint", "http://h"],
+            "are for the backend openai",
+        ),
+        (["eval", "--suite", "nano", "--completions", "c.jsonl", "--keep", "k.jsonl"], "take the answers of a MODEL"),
         (["eval", "nano", "--suite", "nano", "--max-new-tokens", "0"], "'--max-new-tokens'"),
         (["eval", "nano", "--suite", "nano", "--limit", "-1"], "'--limit'"),
         (["compare", "a.json"], "Missing argument 'AFTER'"),
@@ -506,6 +513,34 @@ def test_completions_of_every_problem_need_no_warning(run: Run, tmp_path: Path, 
         "4 of 5 problems have no completion and count as wrong: abduction-000, induction-000, deduction-001, ...\n"
     )
     assert json.loads(many.out)["suites"][0]["missing"] == 4
+
+
+def test_an_endpoint_is_evaluated_and_its_answers_scored_again(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    with serving(lambda body, tried: chat("<answer>1</answer>")) as server:
+        asked = ("m", "--suite", "nano-easy", "--limit", "3", "--endpoint", server.url, "--field", "top_p=0.5")
+        answer = run("eval", *asked, "--keep", "kept.jsonl", "--json", "out.json", "--evalplus", "samples.jsonl")
+        assert (answer.code, answer.err) == (0, "")
+        assert {body["top_p"] for body in server.asked} == {0.5}
+        assert run("eval", *asked, "--keep", "kept.jsonl").code == 0
+        assert len(server.asked) == 3
+    assert run("rescore", "kept.jsonl", "--json", "again.json").code == 0
+    first, again = (json.loads((tmp_path / name).read_text()) for name in ("out.json", "again.json"))
+    assert first.pop("command") != again.pop("command")
+    assert first == again
+    assert first["suites"][0]["settings"]["decoding"]["fields"] == {"top_p": 0.5}
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 3
+
+
+def test_an_endpoint_that_is_down_is_one_line(run: Run, one_sandbox: None) -> None:
+    answer = run("eval", "m", "--suite", "nano-easy", "--endpoint", "http://127.0.0.1:9/v1")
+    assert answer.code == 1
+    assert "the endpoint http://127.0.0.1:9/v1 cannot be reached" in answer.line
+
+
+def test_rescore_names_what_it_cannot_read(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    assert "cannot read absent.jsonl: No such file" in run("rescore", "absent.jsonl").line
+    write(tmp_path / "plain.jsonl", '{"task_id": "a", "solution": "b"}\n')
+    assert "not written by `eval --keep`" in run("rescore", "plain.jsonl").line
 
 
 @pytest.mark.parametrize("content", ["", "[1", "[]", "{}", '{"suites": 3}', '{"suites": [{"suite": "a"}]}', b"\xff"])
@@ -937,13 +972,13 @@ def test_ctrl_c_ends_a_program_with_one_line(tmp_path: Path) -> None:
 ANNOUNCING = """
 from selfplay_gym.training.policy import Policy
 
-sample = Policy.sample
+complete = Policy.complete
 
 def announce(*arguments, **named):
     print("asking", flush=True)
-    return sample(*arguments, **named)
+    return complete(*arguments, **named)
 
-Policy.sample = announce
+Policy.complete = announce
 """
 
 

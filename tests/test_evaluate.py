@@ -12,15 +12,19 @@ import torch
 from rich.console import Console
 
 from selfplay_gym import grading, literals, suites
+from selfplay_gym.answers import Answer, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
+from selfplay_gym.evaluating import rescore
 from selfplay_gym.grading import Report, RowScore, SuiteResult, grade, pass_rates, read_completions, score_completions
 from selfplay_gym.statistics import wilson
 from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.tasks.abduction import Abduction
 from selfplay_gym.tasks.deduction import Deduction
-from selfplay_gym.training.evaluate import Sampling, evaluate, style_of
+from selfplay_gym.training import evaluate as evaluation
+from selfplay_gym.training.evaluate import PolicyAnswerer, evaluate, style_of
+from selfplay_gym.training.generation import Request
 from selfplay_gym.training.nano import build_model, build_tokenizer
-from selfplay_gym.training.policy import Policy
+from selfplay_gym.training.policy import Completion, Policy
 from selfplay_gym.types import Execution, Job, Status, Task, Tier
 
 FIXTURES = Path(__file__).parent / "fixtures" / "suites"
@@ -281,7 +285,8 @@ def test_a_model_is_asked_graded_and_its_completions_score_the_same_again(policy
     rescored = score_completions(keep, ["nano"], FakeExecutor(), limit=4)
     assert [result.rows for result in rescored.results] == [result.rows for result in report.results]
     assert [result.suite for result in report.results] == ["nano-easy", "nano-harder"]
-    assert {row["completion"] for row in map(json.loads, keep.read_text().splitlines())} != {""}
+    lines = [json.loads(line) for line in keep.read_text().splitlines()]
+    assert {row["completion"] for row in lines if "completion" in row} != {""}
     facts = report.results[0].settings
     assert facts["style"] == "compact"
     assert facts["decoding"] == {"samples": 2, "temperature": 1.0, "max_new_tokens": 8}
@@ -289,39 +294,71 @@ def test_a_model_is_asked_graded_and_its_completions_score_the_same_again(policy
     assert "absent" not in report.versions.values()
 
 
-def test_what_was_kept_before_is_lost_to_whole_suites_only(
-    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def checkpoint(policy: Policy, tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_was_interrupted_goes_on_and_gives_the_same(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
-    old.write_text("old")
-    grade, left = grading.grade, [1]
+    complete, asked, left = Policy.complete, [0], [2]
 
-    def ask(*arguments: Any, **named: Any) -> Any:
-        raise RuntimeError("out of memory")
+    def interrupted(policy: Policy, requests: Sequence[Request]) -> list[Completion]:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        asked[0] += len(requests)
+        return complete(policy, requests)
 
-    def judge(*arguments: Any, **named: Any) -> Any:
-        if not left:
-            raise RuntimeError("no sandbox")
-        left.pop()
-        return grade(*arguments, **named)
+    monkeypatch.setattr(evaluation, "AT_ONCE", 3)
+    monkeypatch.setattr(Policy, "complete", interrupted)
+    how: dict[str, Any] = {"sampling": Sampling(samples=2, temperature=1.0, max_new_tokens=6), "limit": 6}
+    keep = tmp_path / "kept.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(checkpoint, ["nano-easy"], FakeExecutor(), keep=keep, **how)
+    assert asked == [6]
+    left[0] = 9
+    resumed = evaluate(checkpoint, ["nano-easy"], FakeExecutor(), keep=keep, **how)
+    assert asked == [12]
+    straight = evaluate(checkpoint, ["nano-easy"], FakeExecutor(), **how)
+    assert resumed.as_dict() == straight.as_dict()
+    assert json.dumps(rescore(keep, FakeExecutor()).as_dict()) == json.dumps(straight.as_dict())
 
-    def fails(message: str) -> None:
-        for keep in (old, new):
-            with pytest.raises(RuntimeError, match=message):
-                evaluate(policy, ["nano"], FakeExecutor(), sampling=Sampling(max_new_tokens=2), limit=1, keep=keep)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Policy, "sample", ask)
-        fails("out of memory")
-    assert old.read_text() == "old"
-    assert not new.exists()
-    monkeypatch.setattr(grading, "grade", judge)
-    fails("no sandbox")
-    assert [json.loads(line)["id"].split("/")[0] for line in old.read_text().splitlines()] == [
-        "nano-easy",
-        "nano-harder",
-    ]
-    assert [json.loads(line)["id"].split("/")[0] for line in new.read_text().splitlines()] == ["nano-easy"]
+def test_answers_of_other_weights_are_not_taken_for_those_of_these(
+    policy: Policy, checkpoint: Path, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"sampling": Sampling(max_new_tokens=2), "limit": 1, "keep": tmp_path / "kept.jsonl"}
+    evaluate(checkpoint, ["nano-easy"], FakeExecutor(), **how)
+    evaluate(checkpoint, ["nano-easy"], FakeExecutor(), **how)
+    policy.model.save_pretrained(checkpoint)
+    with pytest.raises(InvalidConfig, match="holds answers of another evaluation: files is"):
+        evaluate(checkpoint, ["nano-easy"], FakeExecutor(), **how)
+    how["keep"] = tmp_path / "loaded.jsonl"
+    evaluate(policy, ["nano-easy"], FakeExecutor(), **how)
+    with pytest.raises(InvalidConfig, match="files is"):
+        evaluate(policy, ["nano-easy"], FakeExecutor(), **how)
+
+
+def test_the_longest_prompts_are_asked_first_and_transformers_goes_on_beyond_the_context(policy: Policy) -> None:
+    most = policy.model.config.max_position_embeddings
+    answerer = PolicyAnswerer(policy, False, Sampling(max_new_tokens=5))
+    asked = [Question(f"s/{n}", 0, "x" * n, 0) for n in (1, most, most - 3)]
+    found = list(answerer.answers(asked))
+    assert [question.id for question, _ in found] == [f"s/{most}", f"s/{most - 3}", "s/1"]
+    assert all(isinstance(answer, Answer) and answer.text for _, answer in found)
+
+
+def test_a_backend_that_is_not_there_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownId, match="no backend 'tpu' to evaluate with; it is hf or vllm"):
+        evaluate(checkpoint, ["nano-easy"], FakeExecutor(), backend="tpu")
+    monkeypatch.setattr("selfplay_gym.training.vllm.find_spec", lambda name: None)
+    with pytest.raises(InvalidConfig, match="needs vLLM, which is not installed"):
+        evaluate(checkpoint, ["nano-easy"], FakeExecutor(), backend="vllm")
 
 
 def test_progress_is_shown_on_the_console_it_is_given(policy: Policy) -> None:

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from selfplay_gym import answers
+from selfplay_gym.answers import Question, Sampling
 from selfplay_gym.archive import Archive
 from selfplay_gym.errors import InvalidConfig, SelfPlayError
 from selfplay_gym.executors.sandbox import SandboxExecutor
@@ -25,10 +28,11 @@ from selfplay_gym.referee import Referee
 from selfplay_gym.registry import make_family
 from selfplay_gym.training import vllm as hosting
 from selfplay_gym.training.advantages import make_estimator
-from selfplay_gym.training.backends import make_backend
+from selfplay_gym.training.backends import TransformersBackend, make_backend
 from selfplay_gym.training.config import Play, RunConfig
+from selfplay_gym.training.evaluate import PolicyAnswerer, evaluate
 from selfplay_gym.training.generation import Request, Sample, row_seed
-from selfplay_gym.training.policy import Policy
+from selfplay_gym.training.policy import Completion, Policy
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.vllm import Colocated, Engine, Server, VLLMBackend, wait_for_server
 from selfplay_gym.training.watch import StepWatch
@@ -123,7 +127,7 @@ def test_no_requests_ask_nobody(backend: VLLMBackend, server: VLLMServer) -> Non
 
 
 def test_without_a_trainer_it_says_so(policy: Policy) -> None:
-    with pytest.raises(SelfPlayError, match="samples for `selfplay-gym train` alone"):
+    with pytest.raises(SelfPlayError, match="has no engine yet"):
         policy.backend.generate(requests(policy, 1))
 
 
@@ -396,6 +400,100 @@ def test_a_silent_server_does_not_hold_the_start() -> None:
         assert time.monotonic() - started < 5
 
 
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(policy: Policy, tmp_path: Path) -> Path:
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    policy.model.eval()
+    return tmp_path
+
+
+def engine_module(policy: Policy) -> ModuleType:
+    """Stand in for the package: an ``LLM`` of its interface in which transformers answers; notes what it was asked."""
+    module: Any = ModuleType("vllm")
+    module.started, module.asked = [], []
+    backend: Any = TransformersBackend(policy.model, policy.tokenizer)
+
+    def generate(self: Any, prompts: Any, sampling_params: Any, use_tqdm: bool) -> list[Any]:
+        module.asked.append(len(prompts))
+        backend.stop = frozenset(sampling_params[0].stop_token_ids)
+        asked = [
+            Request(tuple(prompt["prompt_token_ids"]), how.max_tokens, how.temperature, how.seed)
+            for prompt, how in zip(prompts, sampling_params, strict=True)
+        ]
+        return [SimpleNamespace(outputs=[output(sample)]) for sample in backend.generate(asked)]
+
+    def output(sample: Sample) -> Any:
+        logprobs = [{t: SimpleNamespace(logprob=p)} for t, p in zip(sample.ids, sample.logprobs, strict=True)]
+        return SimpleNamespace(token_ids=sample.ids, logprobs=logprobs)
+
+    def start(self: Any, model: str, **how: Any) -> None:
+        module.started.append((model, how))
+
+    module.SamplingParams = SimpleNamespace
+    module.LLM = type("LLM", (), {"__init__": start, "generate": generate})
+    return module
+
+
+@pytest.fixture
+def engine(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = engine_module(policy)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(hosting, "find_spec", lambda name: module)
+    return module
+
+
+def test_a_model_is_evaluated_in_an_engine_of_its_own(engine: Any, checkpoint: Path, sandbox: SandboxExecutor) -> None:
+    asked: dict[str, Any] = {"sampling": Sampling(max_new_tokens=12), "limit": 5}
+    found = evaluate(checkpoint, ["nano-easy"], sandbox, backend="vllm", **asked)
+    (where, how), *others = engine.started
+    assert (where, others, engine.asked) == (str(checkpoint), [], [5])
+    assert how["logprobs_mode"] == "processed_logprobs"
+    expected = evaluate(checkpoint, ["nano-easy"], sandbox, **asked)
+    assert [result.rows for result in found.results] == [result.rows for result in expected.results]
+    assert found.results[0].protocol == expected.results[0].protocol
+    assert "vllm" in found.versions
+
+
+def test_an_engine_is_asked_for_no_more_than_its_context_holds(
+    engine: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy.in_vllm(checkpoint)
+    most = policy.model.config.max_position_embeddings
+    asked = [Question(f"s/{n}", 0, "x" * n, 0) for n in (1, most - 3, most)]
+    lengths: list[int] = []
+    complete = policy.complete
+
+    def noted(requests: Sequence[Request]) -> list[Completion]:
+        lengths.extend(request.max_new_tokens for request in requests)
+        return complete(requests)
+
+    monkeypatch.setattr(policy, "complete", noted)
+    answerer = PolicyAnswerer(policy, False, Sampling(max_new_tokens=50))
+    found = {question.id: answer for question, answer in answerer.answers(asked)}
+    assert lengths == [3, 50]
+    assert found[f"s/{most}"] == answers.Answer("", finished=False)
+
+
+def test_an_engine_that_does_not_start_is_one_line(engine: Any, checkpoint: Path) -> None:
+    def fails(*arguments: Any, **named: Any) -> None:
+        raise ValueError("no room for\nthe cache")
+
+    engine.LLM = fails
+    with pytest.raises(SelfPlayError, match=r"vLLM did not start .*\(ValueError: no room for the cache\)"):
+        Policy.in_vllm(checkpoint)
+
+
+def test_adapters_are_refused_before_an_engine_is_started(engine: Any, checkpoint: Path) -> None:
+    (checkpoint / "adapter_config.json").write_text("{}")
+    with pytest.raises(InvalidConfig, match="holds adapters, and vLLM is given whole models"):
+        Policy.in_vllm(checkpoint)
+    assert engine.started == []
+
+
 # -- the real engine ---------------------------------------------------------------------------------------------------
 
 
@@ -408,14 +506,6 @@ real = [
     ),
 ]
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-@pytest.fixture
-def checkpoint(policy: Policy, tmp_path: Path) -> Path:
-    policy.model.save_pretrained(tmp_path)
-    policy.tokenizer.save_pretrained(tmp_path)
-    policy.model.eval()
-    return tmp_path
 
 
 def assert_real(policy: Policy, engine: Engine) -> None:
@@ -440,6 +530,16 @@ class TestRealEngine:
 
         how = {"dtype": "float32", "enforce_eager": True, "max_model_len": 128}
         assert_real(policy, Colocated(LLM(str(checkpoint), logprobs_mode="processed_logprobs", **how)))
+
+    def test_in_an_evaluation(
+        self, checkpoint: Path, sandbox: SandboxExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in CPU.items():
+            monkeypatch.setenv(name, value)
+        asked: dict[str, Any] = {"sampling": Sampling(max_new_tokens=24), "limit": 10}
+        found = evaluate(checkpoint, ["nano-easy"], sandbox, backend="vllm", **asked)
+        expected = evaluate(checkpoint, ["nano-easy"], sandbox, **asked)
+        assert [result.rows for result in found.results] == [result.rows for result in expected.results]
 
     def test_as_a_server(self, policy: Policy, checkpoint: Path) -> None:
         from trl.generation.vllm_client import VLLMClient

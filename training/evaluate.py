@@ -1,33 +1,31 @@
-"""Score a policy on held-out suites: ask every problem, then hand the completions to `selfplay_gym.grading`.
-
-Only the asking needs the model. The completions can be kept, and scored again without it.
-"""
+"""Score a policy on held-out suites: a model that is loaded here as one that answers `selfplay_gym.evaluating`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+import uuid
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
 
 from selfplay_gym import grading, suites
-from selfplay_gym.errors import InvalidConfig
-from selfplay_gym.grading import Progress, Report, SuiteResult
-from selfplay_gym.output import write_whole
+from selfplay_gym.answers import GREEDY, Answer, Question, Sampling
+from selfplay_gym.errors import InvalidConfig, UnknownId
+from selfplay_gym.evaluating import Model, evaluate_answers, tokens_of
+from selfplay_gym.grading import Report
 from selfplay_gym.protocols import Executor
-from selfplay_gym.suites import Source, Suite
+from selfplay_gym.suites import Source
 from selfplay_gym.tasks.prompting import Style, check_style
-from selfplay_gym.training.policy import Completion, Policy
+from selfplay_gym.training.generation import Request
+from selfplay_gym.training.loading import fingerprint
+from selfplay_gym.training.policy import Policy
+from selfplay_gym.training.vllm import VLLMBackend
 
-COMPACT_TOKENS, LONG_TOKENS = 160, 2048
-"""Longest completion in the compact style, and in the others, unless told."""
+AT_ONCE, AT_ONCE_VLLM = 128, 1024
+"""Questions that a model is asked before their answers are kept: a batch, or enough to fill an engine."""
 
 NANO_POLICY = Path(str(resources.files(__package__) / "nano_policy"))
 """The nano policy that comes with the package."""
@@ -36,39 +34,19 @@ NANO_TOKENS = frozenset({"deduction\n", "propose ", "def f(x):\n"})
 """Entries of the nano policy's vocabulary that no ordinary tokenizer has together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a policy is asked.
-
-    Attributes:
-        samples: Completions a problem.
-        temperature: 0.0 is greedy and then one sample is all there is.
-        max_new_tokens: Where a completion is cut; None takes a default for the prompt style.
-        seed: Fixes every sample.
-    """
-
-    samples: int = 1
-    temperature: float = 0.0
-    max_new_tokens: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InvalidConfig(f"samples must be at least 1, got {self.samples}")
-        if self.samples > 1 and self.temperature == 0:
-            raise InvalidConfig(f"{self.samples} greedy samples would all be the same: set a temperature above 0")
-
-
 def evaluate(
     model: str | Path | Policy,
     names: Sequence[str],
     executor: Executor,
     *,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
+    backend: str = "hf",
     style: str | None = None,
     data_dir: Path | None = None,
     limit: int | None = None,
     keep: Path | None = None,
+    evalplus: Path | None = None,
+    name: str | None = None,
     console: Console | None = None,
 ) -> Report:
     """Score a model on the named suites.
@@ -78,35 +56,102 @@ def evaluate(
         names: Registered suites.
         executor: Runs answers and, for some suites, references.
         sampling: How the policy is asked.
+        backend: ``hf``, or ``vllm`` to load the model into an engine of vLLM's.
         style: Prompt style; by default `style_of` the tokenizer.
         data_dir: Folder of the data files; by default ``SELFPLAY_GYM_DATA``.
         limit: Take the first so many problems of each suite only.
-        keep: File to write the completions to, for scoring again without the model.
+        keep: File to append the answers to as they come. Those that are there already are not asked for again.
+        evalplus: File to write the answers to as evalplus' samples.
+        name: How the report calls the model; by default as ``model`` does.
         console: Where to show progress, if anywhere.
 
     Raises:
-        UnknownId: No suite or style of that name.
-        InvalidData: A data file is missing or broken.
-        InvalidConfig: An impossible setting, or nothing loadable under ``model``.
+        UnknownId: No suite, style or back-end of that name.
+        InvalidData: A data file, or the file of answers, is missing or broken.
+        InvalidConfig: An impossible setting, nothing loadable under ``model``, or answers of another evaluation.
         ExecutorError: The sandbox as a whole could not be started.
     """
     if style is not None:
         check_style(style)
     # Before the model is loaded, so that a misspelt suite or a missing file shows at once.
     suites.load(names, Source(executor, data_dir, style or "azr"))
-    policy = model if isinstance(model, Policy) else Policy.load(model)
+    policy = model if isinstance(model, Policy) else _load(str(model), backend)
     most, tokens = positions(policy.model.config), sampling.max_new_tokens
     if most is not None and tokens is not None and tokens >= most:
         raise InvalidConfig(
             f"a completion of {tokens} new tokens does not fit the model, which reads {most} tokens, prompt included"
         )
     style = style or style_of(policy.tokenizer)
-    asked = [suite.first(limit) for suite in suites.load(names, Source(executor, data_dir, style))]
-    with _keeping(keep) as kept:
-        results = [_evaluate_suite(policy, suite, executor, sampling, style, kept, console) for suite in asked]
-    versions = grading.versions_of("selfplay-gym", *grading.JUDGES, "torch", "transformers")
-    name = policy.model.name_or_path if isinstance(model, Policy) else str(model)
-    return Report(tuple(results), name, seed=sampling.seed, tier=str(executor.tier), versions=versions)
+    where = policy.model.name_or_path if isinstance(model, Policy) else str(model)
+    # The weights of a loaded policy may be any: nothing is taken for answers of theirs.
+    state = uuid.uuid4().hex if isinstance(model, Policy) else fingerprint(where)
+    asked = Model(
+        name=name or where,
+        answerer=PolicyAnswerer(policy, style == "chat", tokens_of(sampling, style)),
+        source={"model": where, "files": state, "backend": backend},
+        style=style,
+        versions=grading.versions_of("torch", "transformers", *(["vllm"] if backend == "vllm" else [])),
+    )
+    return evaluate_answers(
+        asked, names, executor, sampling, data_dir=data_dir, limit=limit, keep=keep, evalplus=evalplus, console=console
+    )
+
+
+def evaluate_named(model: str, names: Sequence[str], executor: Executor, **how: Any) -> Report:
+    """As `evaluate`, where ``nano`` stands for the shipped policy."""
+    return evaluate(NANO_POLICY if model == "nano" else model, names, executor, name=model, **how)
+
+
+def _load(source: str, backend: str) -> Policy:
+    if backend not in ("hf", "vllm"):
+        raise UnknownId(f"no backend {backend!r} to evaluate with; it is hf or vllm")
+    return Policy.in_vllm(source) if backend == "vllm" else Policy.load(source)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyAnswerer:
+    """Answers with a policy, longest prompts first: what does not fit the memory fails at once, not after hours.
+
+    Attributes:
+        policy: The policy.
+        chat: Ask through its chat template.
+        sampling: How to sample, with a limit of tokens.
+    """
+
+    policy: Policy
+    chat: bool
+    sampling: Sampling
+
+    def answers(self, questions: Sequence[Question]) -> Generator[tuple[Question, Answer | Exception]]:
+        """Yield each question with its answer, a batch at a time."""
+        size = AT_ONCE_VLLM if isinstance(self.policy.backend, VLLMBackend) else AT_ONCE
+        order = sorted(questions, key=lambda question: len(question.prompt), reverse=True)
+        for start in range(0, len(order), size):
+            yield from self._batch(order[start : start + size])
+
+    def _batch(self, batch: Sequence[Question]) -> list[tuple[Question, Answer | Exception]]:
+        requests = [self._request(question) for question in batch]
+        completions = iter(self.policy.complete([request for request in requests if request is not None]))
+        answered: list[tuple[Question, Answer | Exception]] = []
+        for question, request in zip(batch, requests, strict=True):
+            if request is None:
+                answered.append((question, Answer("", finished=False)))
+                continue
+            completion = next(completions)
+            answered.append((question, Answer(completion.text, completion.sample.finished)))
+        return answered
+
+    def _request(self, question: Question) -> Request | None:
+        """Return what is asked of the model; None where its prompt alone fills an engine that ends at its context.
+
+        That is a limit of the model's, not a failure of ours: its answer is empty and cut off. transformers goes on
+        beyond the context that a model was made for.
+        """
+        tokens, room = self.policy.encode(question.prompt, self.chat), self.sampling.max_new_tokens or 1
+        most = positions(self.policy.model.config)
+        if most is not None and isinstance(self.policy.backend, VLLMBackend):
+            room = min(room, most - len(tokens))
+        return Request(tokens, room, self.sampling.temperature, question.seed) if room > 0 else None
 
 
 def positions(config: Any) -> int | None:
@@ -115,107 +160,8 @@ def positions(config: Any) -> int | None:
     return most if isinstance(most, int) and most > 0 else None
 
 
-def evaluate_named(model: str, names: Sequence[str], executor: Executor, **how: Any) -> Report:
-    """As `evaluate`, where ``nano`` stands for the shipped policy."""
-    report = evaluate(NANO_POLICY if model == "nano" else model, names, executor, **how)
-    return replace(report, model=model)
-
-
 def style_of(tokenizer: Any) -> Style:
     """Return the prompt style that suits a policy: compact for nano, chat where there is a template, else azr."""
     if tokenizer.get_vocab().keys() >= NANO_TOKENS:
         return "compact"
     return "chat" if tokenizer.chat_template else "azr"
-
-
-def _evaluate_suite(
-    policy: Policy,
-    suite: Suite,
-    executor: Executor,
-    sampling: Sampling,
-    style: str,
-    kept: _Kept | None,
-    console: Console | None,
-) -> SuiteResult:
-    tokens = sampling.max_new_tokens or (COMPACT_TOKENS if style == "compact" else LONG_TOKENS)
-    sampling = replace(sampling, max_new_tokens=tokens)
-    prompts = suite.prompts()
-    settings = {
-        "style": style,
-        "prompts_sha256": grading.prompts_sha256(prompts),
-        # The seed is reported beside the score; another seed is the same protocol.
-        "decoding": {name: value for name, value in asdict(sampling).items() if name != "seed"},
-    }
-    with _progress(console, f"{suite.name}: asking", len(prompts) * sampling.samples) as advance:
-        sampled = _ask(policy, prompts, sampling, style, advance)
-    texts = {problem: [completion.text for completion in found] for problem, found in sampled.items()}
-    if kept is not None:
-        kept.add(suite, texts)
-    with _progress(console, f"{suite.name}: judging", None) as advance:
-        result = grading.grade(suite, texts, executor, settings, advance, sampling.seed)
-    return replace(result, extra={**result.extra, "cut_off": _cut_off(sampled)})
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Completions on their way to a file, which stays the old one until there is a whole suite to put there."""
-
-    path: Path
-    collected: Path
-
-    def add(self, suite: Suite, texts: grading.Completions) -> None:
-        """Take a suite's completions in; the file then holds all suites so far."""
-        grading.write_completions(self.collected, suite, texts)
-        if self.collected != self.path:
-            write_whole(self.path, self.collected.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def _keeping(path: Path | None) -> Iterator[_Kept | None]:
-    """Raise what keeps a file from being written before the model is asked, not hours after."""
-    if path is None:
-        yield None
-    elif path.exists() and not path.is_file():  # a pipe, the terminal
-        yield _Kept(path, path)
-    else:
-        new = not path.exists()
-        path.open("a", encoding="utf-8").close()
-        if new:
-            path.unlink()
-        with TemporaryDirectory() as folder:
-            yield _Kept(path, Path(folder) / "completions.jsonl")
-
-
-def _ask(
-    policy: Policy, prompts: dict[str, str], sampling: Sampling, style: str, advance: Progress
-) -> dict[str, list[Completion]]:
-    """Return the completions by problem id."""
-    repeated = [prompt for prompt in prompts.values() for _ in range(sampling.samples)]
-    completions = iter(
-        policy.sample(
-            repeated,
-            chat=style == "chat",
-            max_new_tokens=sampling.max_new_tokens or LONG_TOKENS,
-            temperature=sampling.temperature,
-            seed=sampling.seed,
-            progress=lambda done: advance(done, len(repeated)),
-        )
-    )
-    return {problem: [next(completions) for _ in range(sampling.samples)] for problem in prompts}
-
-
-def _cut_off(sampled: dict[str, list[Completion]]) -> float:
-    """Return the share of completions that reached the token limit."""
-    finished = [completion.sample.finished for found in sampled.values() for completion in found]
-    return 1 - sum(finished) / len(finished) if finished else 0.0
-
-
-@contextmanager
-def _progress(console: Console | None, title: str, total: int | None) -> Iterator[Progress]:
-    if console is None or not console.is_terminal:  # there, rich leaves an empty line for each bar
-        yield lambda done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with ProgressBar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

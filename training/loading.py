@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import find_adapter_config_file, logging
 
 from selfplay_gym.errors import InvalidConfig, SelfPlayError
@@ -57,6 +59,46 @@ def load_model(source: str, *, dtype: str = "auto", device: str = "auto") -> Any
     with _explained(source):
         model = _load(source, precision)
     return model.to(where).eval()
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is to be known of a model whose weights are elsewhere, under the names that a loaded one has for it."""
+
+    name_or_path: str
+    config: Any
+    generation_config: Any
+
+
+def describe(source: str) -> Described:
+    """Return what a checkpoint folder or the hub says of a model, without its weights.
+
+    Raises:
+        InvalidConfig: Nothing there, or adapters.
+    """
+    with _explained(source):
+        if find_adapter_config_file(source) is not None:
+            raise InvalidConfig(
+                f"{source!r} holds adapters, and vLLM is given whole models here: use another backend, or merge them "
+                "into their base model (peft's merge_and_unload) and save that"
+            )
+        config = AutoConfig.from_pretrained(source)
+        try:
+            generation = GenerationConfig.from_pretrained(source)
+        except OSError:  # there need be none
+            generation = GenerationConfig.from_model_config(config)
+    return Described(source, config, generation)
+
+
+def fingerprint(source: str) -> str:
+    """Return what changes when a model's files do: a hash of their names, sizes and times, or the hub's revision."""
+    folder = Path(source)
+    if not folder.is_dir():
+        cached = (try_to_load_from_cache(source, name) for name in ("config.json", "adapter_config.json"))
+        return next((Path(path).parent.name for path in cached if isinstance(path, str)), "unknown")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
 def _load(source: str, dtype: torch.dtype | str) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from selfplay_gym.training.backends import make_backend
-from selfplay_gym.training.generation import GenerationBackend, Request, Sample, row_seed
-from selfplay_gym.training.loading import check_source, check_template, load_model, load_tokenizer
+from selfplay_gym.training.generation import GenerationBackend, Request, Sample, row_seed, stop_token_ids
+from selfplay_gym.training.loading import check_source, check_template, describe, load_model, load_tokenizer
+from selfplay_gym.training.vllm import VLLMBackend, start_engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,25 @@ class Policy:
         tokenizer = load_tokenizer(str(source))
         model = load_model(str(source), dtype=dtype, device=device)
         return cls(model, tokenizer, make_backend(model, tokenizer, backend, batch_size=batch_size, memory=memory))
+
+    @classmethod
+    def in_vllm(cls, source: str | Path, *, memory: float = 0.9, parallel: int = 1) -> Policy:
+        """Load a model into vLLM; of the model itself only its configuration is then held here.
+
+        Args:
+            source: As for `load`, without adapters.
+            memory: Share of each GPU's memory for the engine.
+            parallel: GPUs that share one copy of the weights.
+
+        Raises:
+            InvalidConfig: Nothing loadable there, or adapters, or vLLM is not installed.
+            SelfPlayError: The engine did not start.
+        """
+        check_source(str(source))
+        tokenizer, model = load_tokenizer(str(source)), describe(str(source))
+        backend = VLLMBackend(stop_token_ids(model, tokenizer), model.config.vocab_size)
+        backend.use(start_engine(str(source), gpu_memory=memory, tensor_parallel=parallel))
+        return cls(model, tokenizer, backend)
 
     def encode(self, prompt: str, chat: bool) -> tuple[int, ...]:
         """Return the prompt's tokens, begin-of-sequence token included where the tokenizer adds one.
@@ -115,8 +135,11 @@ class Policy:
         ]
         completions: list[Completion] = []
         for start in range(0, len(requests), self.CHUNK):
-            samples = self.backend.generate(requests[start : start + self.CHUNK])
-            completions += [Completion(self.decode(sample.ids), sample) for sample in samples]
+            completions += self.complete(requests[start : start + self.CHUNK])
             if progress is not None:
                 progress(len(completions))
         return completions
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Return one completion a request, in their order."""
+        return [Completion(self.decode(sample.ids), sample) for sample in self.backend.generate(requests)]

@@ -96,7 +96,9 @@ class VLLMBackend:
             SelfPlayError: The engine is down, too slow, or answers what cannot be.
         """
         if self._engine is None:
-            raise SelfPlayError("the backend 'vllm' samples for `selfplay-gym train` alone; use another one elsewhere")
+            raise SelfPlayError(
+                "the backend 'vllm' has no engine yet: a trainer attaches one, and `Policy.in_vllm` starts one"
+            )
         answers = self._engine.complete(requests, self.stop)
         return [self._sample(request, *answer) for request, answer in zip(requests, answers, strict=True)]
 
@@ -271,6 +273,26 @@ class Colocated:
 def _answer(output: Any) -> Answer:
     ids = list(output.token_ids)
     return ids, [place[token].logprob for token, place in zip(ids, output.logprobs, strict=True)]
+
+
+def start_engine(source: str, *, gpu_memory: float, tensor_parallel: int) -> Colocated:
+    """Return an engine of its own for a model, for evaluation; nobody hands it weights.
+
+    Raises:
+        InvalidConfig: vLLM is not installed.
+        SelfPlayError: The engine did not start.
+    """
+    if find_spec("vllm") is None:
+        raise InvalidConfig(
+            "backend 'vllm' needs vLLM, which is not installed: pip install 'selfplay-gym[vllm]', or use the backend hf"
+        )
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is the result's
+    with handing_over():
+        from vllm import LLM
+
+        # The log-probs of what was drawn, as `VLLMBackend` expects them, and not of the untempered distribution.
+        how: dict[str, Any] = {"logprobs_mode": "processed_logprobs", "tensor_parallel_size": tensor_parallel}
+        return Colocated(LLM(source, gpu_memory_utilization=gpu_memory, **how))
 
 
 # -- before and while it starts ----------------------------------------------------------------------------------------
