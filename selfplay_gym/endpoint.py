@@ -310,6 +310,8 @@ class _Session:
                 done.put((question, self._ask(line, question)))
             except Exception as error:  # a thread that died in silence would be waited for without end
                 done.put((question, error))
+                if isinstance(error, _Hopeless):
+                    self._over.set()  # not only once somebody has read it: no other question is begun
 
     def _ask(self, line: _Line, question: Question) -> Answer:
         """Return the answer, after as many tries as it takes and is allowed."""
@@ -513,11 +515,5 @@ class _Plain(http.client.HTTPConnection):
         self.connected(self.sock)
 
 
-class _Secure(http.client.HTTPSConnection):
-    def __init__(self, connected: Callable[[socket.socket], None], *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{**settings, "timeout": CONNECT_SECONDS})
-        self.connected = connected
-
-    def connect(self) -> None:
-        super().connect()
-        self.connected(self.sock)
+class _Secure(_Plain, http.client.HTTPSConnection):
+    pass

@@ -189,7 +189,7 @@ def test_a_request_as_a_whole_has_a_time_limit_and_is_not_repeated(reply: Reply)
 def test_what_would_be_the_same_for_all_ends_it_at_once(reply: Reply, message: str) -> None:
     with serving(lambda body, tried: reply) as server, pytest.raises(EndpointError, match=message):
         ask(server, 50, concurrent=2)
-    assert len(server.asked) < 25  # not each of them; what was under way meanwhile depends on the machine
+    assert len(server.asked) <= 2
 
 
 def test_an_endpoint_that_is_down_or_unknown_is_told_at_once() -> None:
