@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol, Self
 from selfplay_gym.errors import InvalidConfig, InvalidData
 from selfplay_gym.suites import Row, Suite, row_of
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's first line."""
 
 
@@ -68,6 +68,11 @@ class Question:
     prompt: str
     seed: int
 
+    @property
+    def suite(self) -> str:
+        """The name of its suite."""
+        return self.id.partition("/")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -107,42 +112,68 @@ def questions(suite: Suite, sampling: Sampling) -> Iterator[Question]:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How one suite is asked.
+
+    Attributes:
+        style: Of the prompts.
+        sampling: With its limit of tokens filled in.
+        settings: What a score depends on, the protocol's name among them.
+        data_sha256: Of the data file.
+    """
+
+    style: str
+    sampling: Sampling
+    settings: Mapping[str, Any]
+    data_sha256: str
+
+    def decides(self) -> dict[str, object]:
+        """Return what an answer depends on beside the model and its prompt; greedy ones on no seed."""
+        sampling = asdict(self.sampling)
+        del sampling["samples"]
+        if not self.sampling.temperature:
+            del sampling["seed"]
+        return {"style": self.style, **sampling}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What is asked of which model: the line at the head of a file of answers.
 
     Attributes:
         model: As the user named it.
         source: What gives the answers, with all that they depend on beside the prompt and the sampling.
-        names: The suites by their registered names.
+        names: The names that the suites were asked for under, groups resolved, with the style they were loaded in.
         limit: Only the first so many problems of each.
-        style: Of the prompts.
-        sampling: With its limit of tokens filled in.
-        suites: ``settings`` and ``data_sha256`` by suite.
+        seed: Of all samples.
+        suites: By name, how each is asked.
         versions: Of the packages that made the answers.
     """
 
     model: str
     source: Mapping[str, object]
-    names: tuple[str, ...]
+    names: Mapping[str, str]
     limit: int | None
-    style: str
-    sampling: Sampling
-    suites: Mapping[str, Mapping[str, Any]]
+    seed: int
+    suites: Mapping[str, Asked]
     versions: Mapping[str, str]
-
-    def decides(self) -> dict[str, object]:
-        """Return what an answer depends on beside its prompt; greedy ones on no seed."""
-        sampling = asdict(self.sampling)
-        del sampling["samples"]
-        if not self.sampling.temperature:
-            del sampling["seed"]
-        return {**self.source, "style": self.style, **sampling}
 
     def key(self, question: Question) -> str:
         """Return the hash of all that the answer to a question depends on."""
-        seed = question.seed if self.sampling.temperature else None
-        parts = [sorted(self.decides().items()), question.id, question.sample, question.prompt, seed]
+        asked = self.suites[question.suite]
+        seed = question.seed if asked.sampling.temperature else None
+        decides = {**self.source, **asked.decides()}
+        parts = [sorted(decides.items()), question.id, question.sample, question.prompt, seed]
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def differences(self, other: Evaluation) -> Iterator[tuple[str, object, object]]:
+        """Yield what keeps answers to one from being answers to the other: a name and both values."""
+        shared = [name for name in self.suites if name in other.suites]
+        pairs = [(self.source, other.source)]
+        pairs += [(self.suites[name].decides(), other.suites[name].decides()) for name in shared]
+        for mine, theirs in pairs:
+            names = dict.fromkeys((*mine, *theirs))
+            yield from ((n, mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n))
 
     def line(self) -> str:
         """Return the line of the file."""
@@ -159,15 +190,21 @@ class Evaluation:
         try:
             if not isinstance(fields, dict) or fields.pop("format") != FORMAT:
                 raise ValueError
-            names, sampling = tuple(fields.pop("names")), Sampling(**fields.pop("sampling"))
-            if not all(isinstance(suite["settings"], dict) for suite in fields["suites"].values()):
+            if not isinstance(fields["names"], dict):
                 raise TypeError
-            return cls(names=names, sampling=sampling, **fields)
+            suites = {name: _asked(**asked) for name, asked in fields.pop("suites").items()}
+            return cls(suites=suites, **fields)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise InvalidData(
                 f"{row.where}: no head of an evaluation that this version writes; score the file with `selfplay-gym "
                 "eval --completions`"
             ) from None
+
+
+def _asked(style: str, sampling: dict[str, Any], settings: dict[str, Any], data_sha256: str) -> Asked:
+    if not isinstance(settings, dict):
+        raise TypeError
+    return Asked(style, Sampling(**sampling), settings, data_sha256)
 
 
 class AnswersFile:
@@ -293,13 +330,11 @@ class AnswersFile:
         self.evaluation = evaluation
 
     def _refuse_another(self, before: Evaluation, now: Evaluation) -> None:
-        old, new = before.decides(), now.decides()
-        for name in (*old, *new):
-            if old.get(name) != new.get(name):
-                raise InvalidConfig(
-                    f"{self.path} holds answers of another evaluation: {name} is {old.get(name)!r} there and "
-                    f"{new.get(name)!r} now; name another file, or remove this one"
-                )
+        for name, was, wanted in before.differences(now):
+            raise InvalidConfig(
+                f"{self.path} holds answers of another evaluation: {name} is {was!r} there and {wanted!r} now; name "
+                "another file, or remove this one"
+            )
 
     def missing(self, asked: Iterator[Question]) -> list[Question]:
         """Return the questions that have no answer here yet.

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from selfplay_gym import __version__, registry, suites
+from selfplay_gym import __version__, registry
 from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError
 from selfplay_gym.output import inert, write_whole
 from selfplay_gym.types import Job, Limits, Tier
@@ -141,20 +141,50 @@ def plan(
 
 @app.command(name="eval")
 def evaluate(
-    suite: Annotated[str, typer.Option(metavar="A,B", help="Suites, separated by commas (`list suites`).")],
+    suite: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="Suites (`list suites`) and groups (`list groups`), separated by commas; A:9 is A's first 9 problems.",
+        ),
+    ],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or `nano`.")] = None,
     completions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Score stored completions; MODEL is then left out.")
     ] = None,
     data_dir: DataDir = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions a problem.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How problems are put and answers sampled: default, customary or azr-paper (`list protocols`); with "
+            "commas, the first that a suite has.",
+        ),
+    ] = "default",
+    samples: Annotated[
+        int | None, typer.Option(min=1, show_default="the protocol's", help="Completions a problem.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, show_default="the protocol's", help="0 is greedy.")
+    ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest completion; by default 160 in the compact style, else 2048.")
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="the protocol's",
+            help="Longest completion; in protocol default 160 in the compact style, else 2048.",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems of each suite.")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Go on without the suites that there is no data for.")
+    ] = False,
     style: Annotated[
-        str | None, typer.Option(help="Prompt style: azr, chat or compact; by default what suits the tokenizer.")
+        str | None,
+        typer.Option(
+            show_default="the protocol's",
+            help="Prompt style: azr, chat or compact; in most protocols what suits the tokenizer.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every sample.")] = 0,
     backend: Annotated[
@@ -202,6 +232,8 @@ def evaluate(
         raise UsageError("eval takes either a MODEL or --completions FILE, and not both")
     if completions is not None and (keep or evalplus):
         raise UsageError("--keep and --evalplus take the answers of a MODEL, and --completions FILE has them already")
+    if completions is not None and protocol != "default":
+        raise UsageError("--protocol says how a MODEL is asked, and --completions FILE has the answers already")
     backend = backend or ("hf" if endpoint is None else "openai")
     if backend not in ("hf", "vllm", "openai"):
         raise UsageError(registry.unknown("backend", backend, ["hf", "vllm", "openai"]))
@@ -213,13 +245,13 @@ def evaluate(
         if completions is not None:
             from selfplay_gym.grading import score_completions
 
-            report = score_completions(completions, names, executor, data_dir, limit)
+            report = score_completions(completions, names, executor, data_dir, limit, skip_missing=skip_missing)
         else:
-            from selfplay_gym.answers import Sampling
-
+            stated = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+            changes = {name: value for name, value in stated.items() if value is not None}
             how: dict[str, Any] = {
-                "sampling": Sampling(samples, temperature, max_new_tokens, seed), "style": style, "data_dir": data_dir,
-                "limit": limit, "keep": keep, "evalplus": evalplus, "console": _progress_console(),
+                "protocol": protocol, "sampling": changes, "style": style, "data_dir": data_dir, "limit": limit,
+                "skip_missing": skip_missing, "keep": keep, "evalplus": evalplus, "console": _progress_console(),
             }  # fmt: skip
             if backend == "openai":
                 from selfplay_gym.endpoint import evaluate_endpoint
@@ -503,15 +535,20 @@ def list_names(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="families, suites, executors, recipes, checks, environments or accelerate."
+            metavar="WHAT",
+            help="families, suites, groups, protocols, executors, recipes, checks, environments or accelerate.",
         ),
     ],
     as_json: JsonFlag = False,
 ) -> None:
     """List what there is under a name."""
-    kinds = {
+    from selfplay_gym import catalogue
+
+    kinds: dict[str, Callable[[], Sequence[str | catalogue.Entry]]] = {
         "families": registry.families.working,
-        "suites": suites.SUITES.working,
+        "suites": catalogue.suites,
+        "groups": catalogue.groups,
+        "protocols": catalogue.protocols,
         "executors": registry.executors.names,
         "recipes": _recipes,
         "checks": _checks,
@@ -520,8 +557,12 @@ def list_names(
     }
     if what not in kinds:
         raise UsageError(registry.unknown("kind of thing", what, kinds))
-    names = kinds[what]()
-    typer.echo(json.dumps(names) if as_json else "\n".join(names))
+    found = kinds[what]()
+    if as_json:
+        typer.echo(json.dumps([entry.as_dict() if isinstance(entry, catalogue.Entry) else entry for entry in found]))
+        return
+    width = max((len(entry.name) for entry in found if isinstance(entry, catalogue.Entry)), default=0)
+    typer.echo("\n".join(entry if isinstance(entry, str) else entry.line(width) for entry in found))
 
 
 def _recipes() -> list[str]:

@@ -27,7 +27,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +36,8 @@ from rich.console import Console
 
 from selfplay_gym.answers import GREEDY, Answer, Question, Sampling
 from selfplay_gym.errors import EndpointError, InvalidConfig
-from selfplay_gym.evaluating import Model, evaluate_answers, tokens_of
+from selfplay_gym.eval_protocols import Changes
+from selfplay_gym.evaluating import Model, evaluate_answers
 from selfplay_gym.grading import Report
 from selfplay_gym.protocols import Executor
 
@@ -157,12 +158,14 @@ def evaluate_endpoint(
     executor: Executor,
     *,
     url: str | None = None,
-    sampling: Sampling = GREEDY,
+    protocol: str = "default",
+    sampling: Sampling | Changes | None = None,
     style: str | None = None,
     data_dir: Path | None = None,
     key_variable: str = KEY_VARIABLE,
     fields: Sequence[str] = (),
     limit: int | None = None,
+    skip_missing: bool = False,
     keep: Path | None = None,
     evalplus: Path | None = None,
     console: Console | None = None,
@@ -172,15 +175,18 @@ def evaluate_endpoint(
 
     Args:
         model: By the name that the endpoint knows it under.
-        names: Registered suites.
+        names: Registered suites, and groups of them.
         executor: Runs answers and, for some suites, references.
         url: Of the endpoint; by default ``OPENAI_BASE_URL``.
-        sampling: How the model is asked.
-        style: Prompt style; by default ``chat``. The others are sent as text to be completed.
+        protocol: How problems are put and answers sampled; see `selfplay_gym.eval_protocols`.
+        sampling: Another sampling than the protocol's, as a whole or only those of its fields that differ.
+        style: Another prompt style than the protocol's, which may leave it to us: ``chat``. The others are sent as
+            text to be completed.
         data_dir: Folder of the data files; by default ``SELFPLAY_GYM_DATA``.
         key_variable: Environment variable with the key; it may be missing.
         fields: Further fields of each request, as ``KEY=JSON``.
         limit: Take the first so many problems of each suite only.
+        skip_missing: Leave suites out that there is no data for, and say so.
         keep: File to append the answers to as they come. Those that are there already are not asked for again.
         evalplus: File to write the answers to as evalplus' samples.
         console: Where to show progress, if anywhere.
@@ -188,24 +194,26 @@ def evaluate_endpoint(
 
     Raises:
         EndpointError: No further question can be answered; what was answered is kept.
-        UnknownId: No suite or style of that name.
+        UnknownId: No suite, protocol or style of that name.
         InvalidData: A data file, or the file of answers, is missing or broken.
-        InvalidConfig: An impossible setting, or answers of another evaluation.
+        InvalidConfig: An impossible setting, answers of another evaluation, or a suite without such a protocol.
         ExecutorError: The sandbox as a whole could not be started.
     """
-    from selfplay_gym.tasks.prompting import check_style  # the core imports nothing of the tasks when it is loaded
-
-    style = style or "chat"
-    check_style(style)
     url = url or os.environ.get(URL_VARIABLE)
     if not url:
         raise InvalidConfig(f"no endpoint to ask: pass --endpoint URL or set {URL_VARIABLE}")
     further, key = parse_fields(fields), os.environ.get(key_variable, "").strip()
-    asked = Endpoint(url, model, style == "chat", tokens_of(sampling, style), key, fields=further, **asking)
-    source = {"model": model, "endpoint": asked.url, "fields": further}
+    plain = Endpoint(url, model, chat=True, sampling=GREEDY, key=key, fields=further, **asking)
+    asked = Model(
+        name=model,
+        answerer=lambda chat, sampling: replace(plain, chat=chat, sampling=sampling),
+        source={"model": model, "endpoint": plain.url, "fields": further},
+        style="chat",
+        versions={},
+    )
     return evaluate_answers(
-        Model(model, asked, source, style, {}), names, executor, sampling,
-        data_dir=data_dir, limit=limit, keep=keep, evalplus=evalplus, console=console,
+        asked, names, executor, sampling, protocol=protocol, style=style, data_dir=data_dir, limit=limit,
+        skip_missing=skip_missing, keep=keep, evalplus=evalplus, console=console,
     )  # fmt: skip
 
 

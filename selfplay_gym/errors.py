@@ -20,6 +20,10 @@ class InvalidData(SelfPlayError, ValueError):
     """A data, completions or archive file does not hold what it should."""
 
 
+class MissingData(InvalidData):
+    """A data file, or the folder or hub that it would come from, is not there."""
+
+
 class RunFolderError(SelfPlayError):
     """A run folder is in use, holds another run's state, or holds nothing to resume."""
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -30,16 +29,14 @@ from rich.progress import Task as BarTask
 from rich.text import Text
 
 from selfplay_gym import grading, suites
-from selfplay_gym.answers import Answer, Answerer, AnswersFile, Evaluation, Sampling, questions
+from selfplay_gym.answers import Answer, Answerer, AnswersFile, Asked, Evaluation, Sampling, questions
 from selfplay_gym.errors import InvalidConfig, InvalidData
+from selfplay_gym.eval_protocols import Changes, Choice, EvalProtocol, cut
 from selfplay_gym.frame import last_block
 from selfplay_gym.grading import Progress, Report, SuiteResult
 from selfplay_gym.output import inert, write_whole
 from selfplay_gym.protocols import Executor
 from selfplay_gym.suites import Source, Suite
-
-COMPACT_TOKENS, LONG_TOKENS = 160, 2048
-"""Longest completion in the compact style, and in the others, unless told."""
 
 LINE_SECONDS = 60.0
 """How often progress is told where there is no terminal."""
@@ -51,68 +48,126 @@ class Model:
 
     Attributes:
         name: As the user named it.
-        answerer: Gives the answers.
+        answerer: Makes what gives the answers, from whether to ask through a chat template and how to sample.
         source: What its answers depend on beside prompt and sampling, such as the state of its weights.
-        style: Of its prompts.
+        style: Of prompts that suit it.
         versions: Of the packages that make the answers, beside our own.
     """
 
     name: str
-    answerer: Answerer
+    answerer: Callable[[bool, Sampling], Answerer]
     source: Mapping[str, object]
     style: str
     versions: Mapping[str, str]
 
 
-def tokens_of(sampling: Sampling, style: str) -> Sampling:
-    """Return the sampling with its limit of tokens filled in."""
-    tokens = sampling.max_new_tokens or (COMPACT_TOKENS if style == "compact" else LONG_TOKENS)
-    return replace(sampling, max_new_tokens=tokens)
+@dataclass(frozen=True)
+class Put:
+    """A suite as it is put to a model.
+
+    Attributes:
+        suite: With the prompts of the protocol.
+        protocol: With nothing left open.
+    """
+
+    suite: Suite
+    protocol: EvalProtocol
+
+    @property
+    def samples(self) -> int:
+        """Completions a problem."""
+        return self.protocol.sampling.samples
+
+    def asked(self, model: Model) -> Asked:
+        """Return what the head of a file of answers says of it."""
+        told = self.protocol.settings(model.source.get("fields"))
+        settings = {**told, "prompts_sha256": grading.prompts_sha256(self.suite.prompts())}
+        return Asked(str(self.protocol.style), self.protocol.sampling, settings, self.suite.data_sha256)
+
+
+def load_checked(names: Sequence[str], source: Source, choice: Choice, skip_missing: bool = False) -> suites.Loaded:
+    """Load suites in the styles of their protocols, once all are seen to have one.
+
+    Raises:
+        UnknownId: No suite, protocol or style of that name.
+        InvalidConfig: Some of the suites have no such protocol.
+        MissingData: For some there is no data, and they are not to be skipped, or for none there is.
+        InvalidData: A data file is broken.
+    """
+    choice.check(suites.expanded(names))
+
+    def style_of(name: str) -> str:
+        return str(choice.of(suites.parted(name)[0]).suits(source.style).style)
+
+    return suites.load_named(names, source, style_of).present(skip_missing)
 
 
 def evaluate_answers(
     model: Model,
     names: Sequence[str],
     executor: Executor,
-    sampling: Sampling,
+    sampling: Sampling | Changes | None = None,
     *,
+    protocol: str = "default",
+    style: str | None = None,
     data_dir: Path | None = None,
     limit: int | None = None,
+    skip_missing: bool = False,
     keep: Path | None = None,
     evalplus: Path | None = None,
     console: Console | None = None,
 ) -> Report:
     """Score a model on the named suites; with ``keep``, go on with the answers that are in that file already.
 
-    With ``evalplus``, the answers are also written there as evalplus' samples.
+    ``sampling`` and ``style`` are the protocol's where they are not given. With ``evalplus``, the answers are also
+    written there as evalplus' samples.
 
     Raises:
-        UnknownId: No suite of that name.
+        UnknownId: No suite, protocol or style of that name.
         InvalidData: A data file or the file of answers is missing or broken.
-        InvalidConfig: The file of answers holds those of another evaluation, or evalplus' file is asked for several
-            suites.
+        InvalidConfig: The file of answers holds those of another evaluation, evalplus' file is asked for several
+            suites, or a suite has no such protocol.
         EndpointError: No further question can be answered.
         ExecutorError: The sandbox as a whole could not be started.
     """
-    sampling = tokens_of(sampling, model.style)
-    asked = [suite.first(limit) for suite in suites.load(names, Source(executor, data_dir, model.style))]
-    check_evalplus(evalplus, asked)
-    settings = {suite.name: _settings(suite, model, sampling) for suite in asked}
-    evaluation = Evaluation(
-        model.name, dict(model.source), tuple(names), limit, model.style, sampling, settings, dict(model.versions)
-    )
+    choice = Choice(protocol, style, sampling)
+    loaded = load_checked(names, Source(executor, data_dir, model.style), choice, skip_missing)
+    puts, styles = [], {}
+    for name, found in loaded.suites.items():
+        settled = choice.of(suites.parted(name)[0]).suits(model.style)
+        styles[name] = str(settled.style)
+        puts += [Put(settled.over(suite.first(limit)), settled) for suite in found]
+    check_evalplus(evalplus, [put.suite for put in puts])
+    asked = {put.suite.name: put.asked(model) for put in puts}
+    versions = dict(model.versions)
+    evaluation = Evaluation(model.name, dict(model.source), styles, limit, choice.seed, asked, versions)
+    return _evaluate(model, puts, evaluation, executor, loaded.notes(), keep, evalplus, console)
+
+
+def _evaluate(
+    model: Model,
+    puts: Sequence[Put],
+    evaluation: Evaluation,
+    executor: Executor,
+    notes: list[str],
+    keep: Path | None,
+    evalplus: Path | None,
+    console: Console | None,
+) -> Report:
+    """Ask and grade one suite after the other."""
+    results, failed = [], []
     with _answers_file(keep) as file:
         file.begin(evaluation)
-        results, notes = [], []
         with _told_on_the_way_out(file, keep, console):
-            for suite in asked:
-                notes += _ask(model.answerer, suite, sampling, file, console)
-                results.append(_grade(suite, file, evaluation, executor, console))
+            for put in puts:
+                answerer = model.answerer(put.protocol.style == "chat", put.protocol.sampling)
+                failed += _ask(answerer, put, file, console)
+                results.append(_grade(put.suite, file, evaluation, executor, console))
         if evalplus is not None:
-            write_evalplus(evalplus, asked[0], file.of(asked[0], sampling.samples))
-    if notes and keep is not None:
-        notes.append(f"{file.failures} says why; the same command asks again for what is missing")
-    return _report(evaluation, results, executor, notes)
+            write_evalplus(evalplus, puts[0].suite, _answers(puts[0].suite, file, evaluation))
+    if failed and keep is not None:
+        failed.append(f"{file.failures} says why; the same command asks again for what is missing")
+    return _report(evaluation, results, executor, [*notes, *failed])
 
 
 def rescore(
@@ -136,14 +191,14 @@ def rescore(
                 f"{path} does not say what was asked, as files of `eval --keep` do: score it with `selfplay-gym eval "
                 f"--completions {path} --suite A,B`"
             )
-        loaded = suites.load(evaluation.names, Source(executor, data_dir, evaluation.style))
-        asked = [suite.first(evaluation.limit) for suite in loaded]
+        loaded = suites.load_named([*evaluation.names], Source(executor, data_dir), evaluation.names.__getitem__)
+        asked = [suite.first(evaluation.limit) for found in loaded.present().suites.values() for suite in found]
         check_evalplus(evalplus, asked)
         _refuse_other_data(path, asked, evaluation)
         results = [_grade(suite, file, evaluation, executor, console) for suite in asked]
         notes = [line for suite in asked if (line := _unanswered_note(suite, file, evaluation))]
         if evalplus is not None:
-            write_evalplus(evalplus, asked[0], file.of(asked[0], evaluation.sampling.samples))
+            write_evalplus(evalplus, asked[0], _answers(asked[0], file, evaluation))
     return _report(evaluation, results, executor, notes)
 
 
@@ -172,18 +227,6 @@ def write_evalplus(path: Path, suite: Suite, answers: Mapping[str, Sequence[Answ
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _settings(suite: Suite, model: Model, sampling: Sampling) -> dict[str, Any]:
-    # The seed is reported beside the score; another seed is the same protocol.
-    decoding = {name: value for name, value in asdict(sampling).items() if name != "seed"}
-    fields = model.source.get("fields")
-    settings = {
-        "style": model.style,
-        "prompts_sha256": grading.prompts_sha256(suite.prompts()),
-        "decoding": {**decoding, **({"fields": fields} if fields else {})},
-    }
-    return {"settings": settings, "data_sha256": suite.data_sha256}
-
-
 @contextmanager
 def _answers_file(keep: Path | None) -> Iterator[AnswersFile]:
     """Open the file of answers, one that nobody keeps if need be."""
@@ -209,9 +252,10 @@ def _told_on_the_way_out(file: AnswersFile, keep: Path | None, console: Console 
         raise
 
 
-def _ask(answerer: Answerer, suite: Suite, sampling: Sampling, file: AnswersFile, console: Console | None) -> list[str]:
+def _ask(answerer: Answerer, put: Put, file: AnswersFile, console: Console | None) -> list[str]:
     """Ask what has no answer yet, and return what is to be said of what got none."""
-    left, total = file.missing(questions(suite, sampling)), len(suite.prompts()) * sampling.samples
+    suite = put.suite
+    left, total = file.missing(questions(suite, put.protocol.sampling)), len(suite.prompts()) * put.samples
     done, failed, reason = total - len(left), 0, ""
     # Closed at once, and not when it is collected: an endpoint's connections end with it.
     with progress(console, f"{suite.name}: asking", total, done) as advance, closing(answerer.answers(left)) as answers:
@@ -231,14 +275,22 @@ def _ask(answerer: Answerer, suite: Suite, sampling: Sampling, file: AnswersFile
 def _grade(
     suite: Suite, file: AnswersFile, evaluation: Evaluation, executor: Executor, console: Console | None
 ) -> SuiteResult:
-    samples = evaluation.sampling.samples
-    answers = file.of(suite, samples)
+    asked = evaluation.suites[suite.name]
+    answers = _answers(suite, file, evaluation)
     texts = {problem: [answer.text for answer in found] for problem, found in answers.items()}
+    samples = asked.sampling.samples
     unanswered = {p.id: samples - len(texts.get(p.id, ())) for p in suite.problems if p.task is not None}
-    settings = evaluation.suites[suite.name]["settings"]
     with progress(console, f"{suite.name}: judging", None) as advance:
-        result = grading.grade(suite, texts, executor, settings, advance, evaluation.sampling.seed, unanswered)
+        result = grading.grade(suite, texts, executor, asked.settings, advance, evaluation.seed, unanswered)
     return replace(result, extra={**result.extra, "cut_off": _cut_off(answers)})
+
+
+def _answers(suite: Suite, file: AnswersFile, evaluation: Evaluation) -> dict[str, list[Answer]]:
+    """Return the answers to a suite by problem, each up to where its protocol says that it ends."""
+    asked = evaluation.suites[suite.name]
+    stops = asked.settings.get("stops", ())
+    found = file.of(suite, asked.sampling.samples)
+    return {key: [replace(a, text=cut(a.text, stops)) for a in answers] for key, answers in found.items()}
 
 
 def _cut_off(answers: Mapping[str, Sequence[Answer]]) -> float:
@@ -250,24 +302,26 @@ def _cut_off(answers: Mapping[str, Sequence[Answer]]) -> float:
 def _report(evaluation: Evaluation, results: Sequence[SuiteResult], executor: Executor, notes: Sequence[str]) -> Report:
     # The judge is the one of today; what made the answers is told as it was.
     versions = {**grading.versions_of("selfplay-gym", *grading.JUDGES), **evaluation.versions}
-    seed, tier = evaluation.sampling.seed, str(executor.tier)
+    seed, tier = evaluation.seed, str(executor.tier)
     return Report(tuple(results), evaluation.model, seed=seed, tier=tier, versions=versions, notes=tuple(notes))
 
 
 def _refuse_other_data(path: Path, asked: Sequence[Suite], evaluation: Evaluation) -> None:
     for suite in asked:
-        was = evaluation.suites.get(suite.name, {}).get("data_sha256")
+        asked_then = evaluation.suites.get(suite.name)
+        was = "absent" if asked_then is None else asked_then.data_sha256
         if was != suite.data_sha256:
             raise InvalidData(
-                f"{path} holds answers to other data: {suite.name} is {str(was)[:12]} there and "
+                f"{path} holds answers to other data: {suite.name} is {was[:12]} there and "
                 f"{suite.data_sha256[:12]} here; get that data, or score the answers all the same with `selfplay-gym "
                 "eval --completions`"
             )
 
 
 def _unanswered_note(suite: Suite, file: AnswersFile, evaluation: Evaluation) -> str:
-    total = len(suite.prompts()) * evaluation.sampling.samples
-    left = total - sum(map(len, file.of(suite, evaluation.sampling.samples).values()))
+    samples = evaluation.suites[suite.name].sampling.samples
+    total = len(suite.prompts()) * samples
+    left = total - sum(map(len, file.of(suite, samples).values()))
     return f"{suite.name}: {left} of {total} questions have no answer and no verdict" if left else ""
 
 

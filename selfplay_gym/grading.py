@@ -60,6 +60,16 @@ class SharingFamily(Protocol):
         ...
 
 
+@runtime_checkable
+class RuledFamily(Protocol):
+    """A family with rules of its own by which it judges, as values that JSON has."""
+
+    @property
+    def rules(self) -> Mapping[str, object]:
+        """What a verdict depends on beside `RULES`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RowScore:
     """How the answers to one problem scored.
@@ -328,6 +338,8 @@ def _result(
     samples = max((len(row.scores) for row in rows), default=1)
     total = _estimate(rows, seed)
     settings = {"rules": RULES, "problems": len(rows), "limits": asdict(suite.limits), **settings}
+    if ruled := {name: dict(f.rules) for name, f in suite.families.items() if isinstance(f, RuledFamily)}:
+        settings["family_rules"] = ruled
     if groups := {row.group for row in rows if row.group}:
         settings["groups"] = len(groups)
     missing = sum(row.score is not None and not row.scores for row in rows)
@@ -406,6 +418,7 @@ def score_completions(
     data_dir: Path | None = None,
     limit: int | None = None,
     on_progress: Progress | None = None,
+    skip_missing: bool = False,
 ) -> Report:
     """Score a file of stored completions on the named suites.
 
@@ -413,11 +426,12 @@ def score_completions(
         InvalidData: The file, or a data file, is missing or broken, or a line names a problem that is not asked.
         UnknownId: No suite of that name.
     """
-    asked = suites.load(names, Source(executor, data_dir))
+    loaded = suites.load_named(names, Source(executor, data_dir)).present(skip_missing)
+    asked = [suite for found in loaded.suites.values() for suite in found]
     completions = read_completions(path, asked)
     settings = {"answers": "completions"}
     results = [grade(suite.first(limit), completions[suite.name], executor, settings, on_progress) for suite in asked]
-    return Report(tuple(results), str(path), tier=str(executor.tier))
+    return Report(tuple(results), str(path), tier=str(executor.tier), notes=tuple(loaded.notes()))
 
 
 def read_completions(path: Path, asked: Sequence[Suite]) -> dict[str, dict[str, list[str]]]:
@@ -520,6 +534,7 @@ def _caption(results: Sequence[SuiteResult]) -> str:
             facts.append("decided: " + ", ".join(f"{n} {level}" for level, n in sorted(result.decided.items())))
         if result.no_verdict:
             facts.append(f"no verdict on {result.no_verdict}, left out of the value")
-        facts.append(f"protocol {result.protocol}, data {result.data_sha256[:12]}")
+        named = f"{result.settings['protocol']} " if "protocol" in result.settings else ""
+        facts.append(f"protocol {named}{result.protocol}, data {result.data_sha256[:12]}")
         lines.append(f"{result.suite}: {'; '.join(facts)}")
     return "\n".join(lines)

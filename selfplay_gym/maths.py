@@ -26,6 +26,9 @@ from typing import Literal
 from selfplay_gym import literals
 from selfplay_gym.types import Execution, Job, Limits, Status
 
+RULES = 1
+"""Version of these rules: raised whenever the same answer could compare differently."""
+
 Level = Literal["exact", "numeric", "symbolic"]
 
 LIMITS = Limits(cpu_seconds=3.0, wall_seconds=15.0, memory_bytes=512 * 2**20)

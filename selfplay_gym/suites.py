@@ -7,23 +7,23 @@ stays in the suite as a problem without a verdict: it is shown, never silently d
 
 from __future__ import annotations
 
-import difflib
-import gzip
-import hashlib
-import json
-import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from selfplay_gym.errors import InvalidConfig, InvalidData
+from selfplay_gym.errors import InvalidConfig, MissingData
 from selfplay_gym.protocols import Executor, TaskFamily
 from selfplay_gym.registry import Registry
+from selfplay_gym.tables import DATA_VARIABLE as DATA_VARIABLE
+from selfplay_gym.tables import Row as Row
+from selfplay_gym.tables import Table as Table
+from selfplay_gym.tables import open_table as open_table
+from selfplay_gym.tables import read as read
+from selfplay_gym.tables import row_of as row_of
+from selfplay_gym.tables import rows_of as rows_of
+from selfplay_gym.tables import table as table
 from selfplay_gym.types import Limits, Task
-
-DATA_VARIABLE = "SELFPLAY_GYM_DATA"
 
 SUITES = Registry(
     "suite",
@@ -110,6 +110,15 @@ class Problem:
     group: str = ""
 
 
+Wording = Callable[[TaskFamily, Task], str]
+"""Writes the prompt of a task."""
+
+
+def in_own_words(family: TaskFamily, task: Task) -> str:
+    """Return the prompt that the family itself writes."""
+    return family.solve_prompt(task)
+
+
 @dataclass(frozen=True)
 class Suite:
     """A named list of problems with one metric.
@@ -122,6 +131,7 @@ class Suite:
         limits: Of one run of an answer. References of the built-in suites need a millisecond.
         metric: What the score of one problem means.
         note: What a reader of the score must know, such as that the file holds one half of the set.
+        wording: How the problems are put, where an evaluation's protocol says it.
     """
 
     name: str
@@ -131,6 +141,7 @@ class Suite:
     limits: Limits = field(default_factory=Limits)
     metric: str = "accuracy"
     note: str = ""
+    wording: Wording = in_own_words
 
     def first(self, limit: int | None) -> Suite:
         """Return the suite with its first ``limit`` problems only; all of them for None."""
@@ -140,179 +151,136 @@ class Suite:
 
     def prompts(self) -> dict[str, str]:
         """Return the solver's prompt by problem id, for every problem that has a task."""
-        return {p.id: self.families[p.task.family].solve_prompt(p.task) for p in self.problems if p.task is not None}
+        asked = [(problem.id, problem.task) for problem in self.problems if problem.task is not None]
+        return {key: self.wording(self.families[task.family], task) for key, task in asked}
 
 
 Loader = Callable[[Source], list[Suite]]
 
 
-def load(names: Sequence[str], source: Source) -> list[Suite]:
-    """Return the suites behind the names, in order and each once.
+# -- groups and loading ------------------------------------------------------------------------------------------------
+
+PARTS = frozenset(
+    {"nano-easy", "nano-harder", "cruxeval-i", "cruxeval-o", "hmmt24", "hmmt25"}
+    | {f"{name}_io-{use}" for name in ("humaneval", "mbpp") for use in ("induction", "deduction", "abduction")}
+)
+"""Suites that come with another name too, and so are none of their own in `all`."""
+
+GROUPS = {
+    # The sets of Absolute Zero's results (arXiv:2505.03335, table 1).
+    "azr-paper": (
+        "humaneval+", "mbpp+", "livecodebench", "aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench",
+    ),
+    # Some of each kind, for a first look: intervals are wide.
+    "quick": (
+        "nano-easy:30", "nano-harder:30", "cruxeval:20", "humaneval+:20", "mbpp+:20", "p3:20", "list_functions:20",
+        "gsm8k:20", "math500:20",
+    ),
+}  # fmt: skip
+
+
+def group_names() -> list[str]:
+    """Return the names of the groups."""
+    return [*GROUPS, "all"]
+
+
+def members(group: str) -> list[str]:
+    """Return what a group stands for, of the suites that there are."""
+    there = SUITES.names()
+    if group == "all":
+        return [name for name in there if name not in PARTS]
+    return [member for member in GROUPS[group] if parted(member)[0] in there]
+
+
+def expanded(names: Iterable[str]) -> list[str]:
+    """Return the suites behind names of suites and groups, in order and each once."""
+    whole = [member for name in names for member in (members(name) if name in group_names() else [name])]
+    return list(dict.fromkeys(whole))
+
+
+def parted(name: str) -> tuple[str, int | None]:
+    """Return a suite's name and how many of its problems are meant, all for None.
+
+    >>> parted("gsm8k:20"), parted("gsm8k")
+    (('gsm8k', 20), ('gsm8k', None))
+
+    Raises:
+        InvalidConfig: What follows the colon is no such number.
+    """
+    suite, colon, stated = name.partition(":")
+    if colon and not (stated.isdecimal() and int(stated)):
+        raise InvalidConfig(f"expected a suite as NAME or NAME:PROBLEMS, got {name!r}")
+    return suite, int(stated) if colon else None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What loading several names gave.
+
+    Attributes:
+        suites: By the name that they were asked for under.
+        missing: Why there is no data for the others, by name.
+    """
+
+    suites: Mapping[str, list[Suite]]
+    missing: Mapping[str, str]
+
+    def present(self, skip_missing: bool = False) -> Loaded:
+        """Return this, unless something is missing that is not to be skipped, or everything is.
+
+        Raises:
+            MissingData: With a part for each name that there is no data for.
+        """
+        if not self.missing or (skip_missing and self.suites):
+            return self
+        if len(self.missing) == 1 and not self.suites:
+            raise MissingData(*self.missing.values())
+        told = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
+        total = len(self.missing) + len(self.suites)
+        hint = " (--skip-missing goes on without them)" if self.suites else ""
+        raise MissingData(f"no data for {len(self.missing)} of {total} suites{hint}: {told}")
+
+    def notes(self) -> list[str]:
+        """Say of each name without data that it is left out."""
+        return [f"{name} is left out: {why}" for name, why in self.missing.items()]
+
+
+def load_named(names: Sequence[str], source: Source, style_of: Callable[[str], str] | None = None) -> Loaded:
+    """Load suites and groups, by the name of each suite, and note which have no data.
+
+    Args:
+        names: Of suites, ``NAME:PROBLEMS`` for the first so many, and of groups.
+        source: What loaders are handed.
+        style_of: Prompt style by the name that a suite is asked for under; by default the source's.
 
     Raises:
         UnknownId: No suite of that name; the message gives the nearest ones.
-        InvalidData: A file or folder is missing or broken.
+        InvalidData: A file is broken.
     """
     if not names:
         raise InvalidConfig(f"no suite named; there are {', '.join(SUITES.names())}")
-    loaders = [cast(Loader, SUITES.load(name)) for name in names]
-    suites: dict[str, Suite] = {}
-    for loader in loaders:
-        for suite in loader(source):
-            suites.setdefault(suite.name, suite)
-    return list(suites.values())
-
-
-# -- data files --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a data file, with typed access to its fields.
-
-    Attributes:
-        fields: The JSON object.
-        where: File and line, for messages.
-    """
-
-    fields: Mapping[str, object]
-    where: str
-
-    def text(self, name: str) -> str:
-        """Return a text field.
-
-        Raises:
-            InvalidData: It is missing or not text.
-        """
-        value = self.value(name)
-        if not isinstance(value, str):
-            raise InvalidData(f"{self.where}: field {name!r} must be text, got {type(value).__name__}")
-        return value
-
-    def list(self, name: str) -> list[object]:
-        """Return a list field.
-
-        Raises:
-            InvalidData: It is missing or not a list.
-        """
-        value = self.value(name)
-        if not isinstance(value, list):
-            raise InvalidData(f"{self.where}: field {name!r} must be a list, got {type(value).__name__}")
-        return value
-
-    def value(self, name: str) -> object:
-        """Return a field, whatever it is.
-
-        Raises:
-            InvalidData: It is missing.
-        """
-        if name not in self.fields:
-            there = ", ".join(map(repr, self.fields)) or "none"
-            raise InvalidData(f"{self.where}: field {name!r} is missing; there are {there}")
-        return self.fields[name]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The rows of a data file and the sha256 of its bytes."""
-
-    rows: tuple[Row, ...]
-    sha256: str
-
-
-def open_table(data_dir: Path | None, *names: str) -> tuple[Table, str]:
-    """Return the first of the named files that exists (plain or ``.gz``), with the name it was found under.
-
-    Raises:
-        InvalidData: No folder, none of the files, or a broken file.
-    """
-    path = _find(data_dir, names)
-    return table(_read(path), str(path)), path.name
-
-
-def table(data: bytes, name: str) -> Table:
-    """Return the rows of a data file given as bytes, each with its own ``id``.
-
-    Raises:
-        InvalidData: A line is no JSON object, lacks its id or repeats one; no line at all.
-    """
-    rows: list[Row] = []
-    seen: dict[str, str] = {}
-    for row in rows_of(data, name):
-        key = row.text("id")
-        if key in seen:
-            raise InvalidData(f"{row.where}: id {key!r} stands already at {seen[key]}")
-        seen[key] = row.where
-        rows.append(row)
-    if not rows:
-        raise InvalidData(f"{name}: holds no row")
-    return Table(tuple(rows), hashlib.sha256(data).hexdigest())
-
-
-def rows_of(data: bytes, name: str) -> Iterator[Row]:
-    """Yield the rows of JSON lines, gzipped where ``name`` ends in ``.gz``; blank lines are passed over.
-
-    Raises:
-        InvalidData: With file and line, where something is no JSON object in UTF-8.
-    """
-    for number, line in enumerate(_unpacked(data, name).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
+    loaders = {name: cast(Loader, SUITES.load(parted(name)[0])) for name in expanded(names)}
+    found: dict[str, list[Suite]] = {}
+    missing: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, loader in loaders.items():
+        styled = source if style_of is None else replace(source, style=style_of(name))
         try:
-            value = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InvalidData(f"{where}: not JSON: {error}") from None
-        yield row_of(value, where)
+            loaded = [suite.first(parted(name)[1]) for suite in loader(styled)]
+        except MissingData as error:
+            missing[name] = str(error)
+            continue
+        found[name] = [suite for suite in loaded if suite.name not in seen]
+        seen.update(suite.name for suite in loaded)
+    return Loaded(found, missing)
 
 
-def row_of(value: object, where: str) -> Row:
-    """Return a JSON value as a row.
+def load(names: Sequence[str], source: Source) -> list[Suite]:
+    """Return the suites behind the names of suites and groups, in order and each once.
 
     Raises:
-        InvalidData: It is no object.
+        UnknownId: No suite of that name; the message gives the nearest ones.
+        MissingData: For some there is no data.
+        InvalidData: A file is broken.
     """
-    if not isinstance(value, dict):
-        raise InvalidData(f"{where}: expected a JSON object, got {type(value).__name__}")
-    return Row(value, where)
-
-
-def read(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file of JSON lines, as `rows_of` does."""
-    return rows_of(_read(path), str(path))
-
-
-def _find(data_dir: Path | None, names: Sequence[str]) -> Path:
-    stated = os.environ.get(DATA_VARIABLE)
-    if data_dir is None and not stated:
-        raise InvalidData(f"no data folder: pass --data-dir or set {DATA_VARIABLE} (looking for {names[0]})")
-    folder = data_dir or Path(stated or "")
-    if not folder.is_dir():
-        raise InvalidData(f"data folder {folder} does not exist")
-    candidates = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
-    for path in candidates:
-        if path.is_file():
-            return path
-    near = difflib.get_close_matches(names[0], sorted(path.name for path in folder.iterdir()), n=1, cutoff=0.8)
-    hint = f"; there is {near[0]}" if near else ""
-    raise InvalidData(f"{folder} holds none of {', '.join(path.name for path in candidates)}{hint}")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidData(f"cannot read {path}: {error.strerror}") from None
-
-
-def _unpacked(data: bytes, name: str) -> bytes:
-    if not name.endswith(".gz"):
-        return data
-    if not data.startswith(b"\x1f\x8b"):  # RFC 1952, section 2.3.1
-        raise InvalidData(f"{name}: not a gzip file, though its name ends in .gz: unpack it, or give it another name")
-    try:
-        return gzip.decompress(data)
-    except EOFError:
-        raise InvalidData(f"{name}: a gzip file that was cut off: fetch it again") from None
-    except (OSError, zlib.error) as error:
-        raise InvalidData(f"{name}: a damaged gzip file ({error}): fetch it again") from None
+    return [suite for suites in load_named(names, source).present().suites.values() for suite in suites]

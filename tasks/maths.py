@@ -41,6 +41,11 @@ class Maths:
         self._rule = rule
         self._exceptions = exceptions or {}
 
+    @property
+    def rules(self) -> Mapping[str, object]:
+        """The version of the comparison, and what else than the very value is right."""
+        return {"maths": maths.RULES, "relative": str(self._rule.relative), "absolute": str(self._rule.absolute)}
+
     def solve_prompt(self, task: Task) -> str:
         """Show the question."""
         return prompting.fill(self.name, "solve", self.style, question=task.inputs[0])

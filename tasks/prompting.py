@@ -43,6 +43,12 @@ def fill(family: str, role: str, style: Style, **parts: str) -> str:
     return _text(f"frame.{style}.txt").substitute(body=body)
 
 
+def fill_task(name: str, task: Task) -> str:
+    """Return the prompt text of that name with a task's ``$program``, ``$input``, ``$output`` and ``$message``."""
+    parts = {"program": task.program, "input": task.inputs[0], "output": task.outputs[0], "message": task.message}
+    return _text(f"{name}.txt").substitute(parts).rstrip()
+
+
 def references_block(references: Sequence[Task], style: Style, template: str = "reference") -> str:
     """Return stored triplets as a proposer sees them."""
     text = _text(f"{template}.{_length(style)}.txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import settings
 
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.types import Execution, Job, Status, Tier
+
+# No test asks the hub; those of the hub's client have one of their own. Read when the client is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 settings.register_profile("no deadline", deadline=None)  # one example is slow when the machine is busy
 settings.load_profile("no deadline")

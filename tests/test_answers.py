@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from selfplay_gym import evaluating
-from selfplay_gym.answers import Answer, AnswersFile, Evaluation, Question, Sampling
+from selfplay_gym import evaluating, suites
+from selfplay_gym.answers import Answer, AnswersFile, Asked, Evaluation, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, InvalidData
 from selfplay_gym.evaluating import Model, evaluate_answers, rescore
 from selfplay_gym.grading import score_completions
@@ -26,7 +26,8 @@ from selfplay_gym.types import Execution, Status
 from tests.endpoint_server import Reply, chat, serving
 
 SAMPLING = Sampling(samples=2, temperature=1.0, max_new_tokens=8)
-HEAD = Evaluation("m", {"model": "m"}, ("nano-easy",), 2, "azr", SAMPLING, {}, {})
+ASKED = Asked("azr", SAMPLING, {}, "0" * 64)
+HEAD = Evaluation("m", {"model": "m"}, {"nano-easy": "azr"}, 2, 0, {"nano-easy": ASKED}, {})
 ONE = Question("nano-easy/a", 0, "one?", 1)
 TWO = Question("nano-easy/a", 1, "one?", 2)
 
@@ -49,7 +50,12 @@ def textual(question: Question) -> Answer:
 
 
 def as_model(answerer: Scripted, **source: object) -> Model:
-    return Model("m", answerer, {"model": "m", **source}, "compact", {"maker": "1"})
+    return Model("m", lambda chat, sampling: answerer, {"model": "m", **source}, "compact", {"maker": "1"})
+
+
+def head(**changes: Any) -> Evaluation:
+    """The head of an evaluation that asks in another way."""
+    return replace(HEAD, suites={"nano-easy": replace(ASKED, **changes)})
 
 
 @pytest.fixture
@@ -81,21 +87,21 @@ def test_what_is_there_is_not_missing(keep: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("now", "named"),
     [
-        ({"source": {"model": "other"}}, "model is 'm' there and 'other' now"),
-        ({"style": "chat"}, "style is 'azr' there and 'chat' now"),
-        ({"sampling": replace(SAMPLING, temperature=0.5)}, "temperature is 1.0 there and 0.5 now"),
-        ({"sampling": replace(SAMPLING, max_new_tokens=9)}, "max_new_tokens is 8 there and 9 now"),
-        ({"sampling": replace(SAMPLING, seed=1)}, "seed is 0 there and 1 now"),
-        ({"source": {"model": "m", "fields": {"top_p": 0.9}}}, "fields is None there"),
+        (replace(HEAD, source={"model": "other"}), "model is 'm' there and 'other' now"),
+        (head(style="chat"), "style is 'azr' there and 'chat' now"),
+        (head(sampling=replace(SAMPLING, temperature=0.5)), "temperature is 1.0 there and 0.5 now"),
+        (head(sampling=replace(SAMPLING, max_new_tokens=9)), "max_new_tokens is 8 there and 9 now"),
+        (head(sampling=replace(SAMPLING, seed=1)), "seed is 0 there and 1 now"),
+        (replace(HEAD, source={"model": "m", "fields": {"top_p": 0.9}}), "fields is None there"),
     ],
 )
-def test_answers_of_another_evaluation_are_refused_and_named(keep: Path, change: dict[str, Any], named: str) -> None:
+def test_answers_of_another_evaluation_are_refused_and_named(keep: Path, now: Evaluation, named: str) -> None:
     filled(keep, ONE)
     before = keep.read_bytes()
     with AnswersFile.write(keep) as file, pytest.raises(InvalidConfig, match=named):
-        file.begin(replace(HEAD, **change))
+        file.begin(now)
     assert keep.read_bytes() == before
 
 
@@ -108,7 +114,7 @@ def test_an_answer_to_another_prompt_is_never_used(keep: Path) -> None:
 
 
 def test_greedy_answers_depend_on_no_seed_and_sampled_ones_do() -> None:
-    greedy = replace(HEAD, sampling=Sampling(max_new_tokens=8))
+    greedy = head(sampling=Sampling(max_new_tokens=8))
     other = replace(ONE, seed=9)
     assert greedy.key(ONE) == greedy.key(other)
     assert HEAD.key(ONE) != HEAD.key(other)
@@ -140,7 +146,7 @@ def test_a_last_line_without_its_end_is_whole(keep: Path) -> None:
 
 
 def test_a_head_that_was_cut_off_is_written_again(keep: Path) -> None:
-    keep.write_text('{"evaluation": {"format": 1, "mod')
+    keep.write_text('{"evaluation": {"format": 2, "mod')
     filled(keep, ONE)
     with AnswersFile.read(keep) as file:
         assert (file.evaluation, len(file)) == (HEAD, 1)
@@ -153,8 +159,9 @@ def test_a_head_that_was_cut_off_is_written_again(keep: Path) -> None:
         ("3\n", "line 1: expected a JSON object"),
         ('{"id": "a", "completion": "b"}\n', "line 1: not written by `eval --keep`"),
         ('{"evaluation": {"format": 99}}\n', "line 1: no head of an evaluation that this version writes"),
-        ('{"evaluation": {"format": 1, "sampling": {"samples": 0}}}\n', "line 1: no head"),
-        ('{"evaluation": {"format": 1, "names": [], "sampling": {}, "suites": 3}}\n', "line 1: no head"),
+        ('{"evaluation": {"format": 2, "names": {}, "suites": {"a": {"samples": 0}}}}\n', "line 1: no head"),
+        ('{"evaluation": {"format": 2, "names": {}, "suites": 3}}\n', "line 1: no head"),
+        ('{"evaluation": {"format": 2, "names": [], "suites": {}}}\n', "line 1: no head"),
         ('{"id": "a", "completion": "b", "sample": -1, "finished": true, "key": "k"}\n', "line 1: expected a sample"),
         (
             '{"id": "a", "completion": 3, "sample": 0, "finished": true, "key": "k"}\n',
@@ -258,9 +265,9 @@ def test_answers_to_other_data_are_not_scored_as_those_to_these(
     executor: Any, keep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate_answers(as_model(Scripted(textual)), ["nano-easy"], executor, SAMPLING, limit=1, keep=keep)
-    load = evaluating.suites.load
+    loader = suites.SUITES.load("nano-easy")
     monkeypatch.setattr(
-        evaluating.suites, "load", lambda *how: [replace(suite, data_sha256="f" * 64) for suite in load(*how)]
+        suites.SUITES, "load", lambda name: lambda source: [replace(s, data_sha256="f" * 64) for s in loader(source)]
     )
     with pytest.raises(InvalidData, match=r"holds answers to other data: nano-easy is .* there and ffffffffffff here"):
         rescore(keep, executor)

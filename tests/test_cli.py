@@ -215,7 +215,10 @@ def test_defaults_stand_in_the_help(run: Run) -> None:
         (["bench", "learning", "--seeds", "0"], "'--seeds'"),
         (["bench", "learning", "--steps", "0"], "'--steps'"),
         (["list", "famlies"], "did you mean 'families'?"),
-        (["list", "xyz"], "there are accelerate, checks, environments, executors, families, recipes, suites"),
+        (
+            ["list", "xyz"],
+            "there are accelerate, checks, environments, executors, families, groups, protocols, recipes, suites",
+        ),
         (["pretrain", "out", "--examples", "0"], "'--examples'"),
     ],
 )
@@ -230,11 +233,25 @@ def test_wrong_use_is_one_line_and_code_2(run: Run, tmp_path: Path, arguments: S
 # -- list, doctor ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["families", "suites", "executors", "recipes", "checks", "environments"])
+@pytest.mark.parametrize("kind", ["families", "executors", "recipes", "checks", "environments"])
 def test_lists_are_lines_or_one_json_array(run: Run, kind: str) -> None:
     names = json.loads(run("list", kind, "--json").out)
     assert names
     assert run("list", kind) == Answer(0, "\n".join(names) + "\n", "")
+
+
+@pytest.mark.parametrize("kind", ["suites", "groups", "protocols"])
+def test_what_there_is_to_evaluate_with_is_listed_with_what_to_know_of_it(run: Run, kind: str) -> None:
+    entries = json.loads(run("list", kind, "--json").out)
+    lines = run("list", kind).out.splitlines()
+    assert [line.split()[0] for line in lines] == [entry["name"] for entry in entries]
+    if kind == "suites":
+        cruxeval = next(entry for entry in entries if entry["name"] == "cruxeval-i")
+        assert cruxeval["hub"] == "cruxeval-org/cruxeval"
+        assert "customary" in cruxeval["protocols"]
+        assert any(re.match(r"list_functions +data: folder; protocols: default; groups: quick, all", x) for x in lines)
+    if kind == "protocols":
+        assert {"suite", "hash", "decoding"} <= entries[0].keys()
 
 
 def test_a_recipe_is_printed_with_what_is_set_and_what_that_means(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ from typing import Any
 from rich.console import Console
 
 from selfplay_gym import grading, suites
-from selfplay_gym.answers import GREEDY, Answer, Question, Sampling
+from selfplay_gym.answers import Answer, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, UnknownId
-from selfplay_gym.evaluating import Model, evaluate_answers, tokens_of
+from selfplay_gym.eval_protocols import Changes, Choice, EvalProtocol
+from selfplay_gym.evaluating import Model, evaluate_answers, load_checked
 from selfplay_gym.grading import Report
 from selfplay_gym.protocols import Executor
 from selfplay_gym.suites import Source
-from selfplay_gym.tasks.prompting import Style, check_style
+from selfplay_gym.tasks.prompting import Style
 from selfplay_gym.training.generation import Request
-from selfplay_gym.training.loading import fingerprint
+from selfplay_gym.training.loading import check_template, fingerprint
 from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.vllm import VLLMBackend
 
@@ -39,11 +41,13 @@ def evaluate(
     names: Sequence[str],
     executor: Executor,
     *,
-    sampling: Sampling = GREEDY,
+    protocol: str = "default",
+    sampling: Sampling | Changes | None = None,
     backend: str = "hf",
     style: str | None = None,
     data_dir: Path | None = None,
     limit: int | None = None,
+    skip_missing: bool = False,
     keep: Path | None = None,
     evalplus: Path | None = None,
     name: str | None = None,
@@ -53,48 +57,60 @@ def evaluate(
 
     Args:
         model: Checkpoint folder, hub id, or a loaded policy.
-        names: Registered suites.
+        names: Registered suites, and groups of them.
         executor: Runs answers and, for some suites, references.
-        sampling: How the policy is asked.
+        protocol: How problems are put and answers sampled; see `selfplay_gym.eval_protocols`.
+        sampling: Another sampling than the protocol's, as a whole or only those of its fields that differ.
         backend: ``hf``, or ``vllm`` to load the model into an engine of vLLM's.
-        style: Prompt style; by default `style_of` the tokenizer.
+        style: Another prompt style than the protocol's, which may leave it to `style_of` the tokenizer.
         data_dir: Folder of the data files; by default ``SELFPLAY_GYM_DATA``.
         limit: Take the first so many problems of each suite only.
+        skip_missing: Leave suites out that there is no data for, and say so.
         keep: File to append the answers to as they come. Those that are there already are not asked for again.
         evalplus: File to write the answers to as evalplus' samples.
         name: How the report calls the model; by default as ``model`` does.
         console: Where to show progress, if anywhere.
 
     Raises:
-        UnknownId: No suite, style or back-end of that name.
+        UnknownId: No suite, protocol, style or back-end of that name.
         InvalidData: A data file, or the file of answers, is missing or broken.
-        InvalidConfig: An impossible setting, nothing loadable under ``model``, or answers of another evaluation.
+        InvalidConfig: An impossible setting, nothing loadable under ``model``, answers of another evaluation, or a
+            suite without such a protocol.
         ExecutorError: The sandbox as a whole could not be started.
     """
-    if style is not None:
-        check_style(style)
+    choice = Choice(protocol, style, sampling)
     # Before the model is loaded, so that a misspelt suite or a missing file shows at once.
-    suites.load(names, Source(executor, data_dir, style or "azr"))
+    there = load_checked(names, Source(executor, data_dir), choice, skip_missing).suites
     policy = model if isinstance(model, Policy) else _load(str(model), backend)
-    most, tokens = positions(policy.model.config), sampling.max_new_tokens
-    if most is not None and tokens is not None and tokens >= most:
-        raise InvalidConfig(
-            f"a completion of {tokens} new tokens does not fit the model, which reads {most} tokens, prompt included"
-        )
-    style = style or style_of(policy.tokenizer)
+    suited = style_of(policy.tokenizer)
+    for name in there:
+        _check_fit(policy, choice.of(suites.parted(name)[0]), suited)
     where = policy.model.name_or_path if isinstance(model, Policy) else str(model)
     # The weights of a loaded policy may be any: nothing is taken for answers of theirs.
     state = uuid.uuid4().hex if isinstance(model, Policy) else fingerprint(where)
     asked = Model(
         name=name or where,
-        answerer=PolicyAnswerer(policy, style == "chat", tokens_of(sampling, style)),
+        answerer=partial(PolicyAnswerer, policy),
         source={"model": where, "files": state, "backend": backend},
-        style=style,
+        style=suited,
         versions=grading.versions_of("torch", "transformers", *(["vllm"] if backend == "vllm" else [])),
     )
     return evaluate_answers(
-        asked, names, executor, sampling, data_dir=data_dir, limit=limit, keep=keep, evalplus=evalplus, console=console
-    )
+        asked, names, executor, sampling, protocol=protocol, style=style, data_dir=data_dir, limit=limit,
+        skip_missing=skip_missing, keep=keep, evalplus=evalplus, console=console,
+    )  # fmt: skip
+
+
+def _check_fit(policy: Policy, protocol: EvalProtocol, suited: str) -> None:
+    """Refuse what a model cannot do: chats without a template, completions longer than all that it reads."""
+    if protocol.suits(suited).style == "chat":
+        check_template(policy.tokenizer)
+    most, tokens = positions(policy.model.config), protocol.sampling.max_new_tokens
+    if most is not None and tokens is not None and tokens >= most:
+        raise InvalidConfig(
+            f"a completion of {tokens} new tokens does not fit the model, which reads {most} tokens, prompt included; "
+            "set --max-new-tokens"
+        )
 
 
 def evaluate_named(model: str, names: Sequence[str], executor: Executor, **how: Any) -> Report:
