@@ -1,4 +1,4 @@
-"""Scores with their uncertainty: intervals, unbiased pass@k, and paired comparison of two policies.
+"""Scores with their uncertainty: intervals, pass@k and majority@k, and paired comparison of two policies.
 
 The unit of every resampling is the *problem*: samples of one problem are alike, so counting each as an observation
 would give intervals that are too narrow. Pure functions of their arguments and a seed; numpy alone.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
@@ -20,6 +21,13 @@ Floats = NDArray[np.float64]
 
 BLOCK = 2**21
 """Random numbers drawn at once; bounds memory to some 16 MB whatever the number of problems."""
+
+NOISE = 0.05
+"""A difference whose p-value is not below is within noise."""
+
+_FEW = 12  # problems whose flips are all tried
+_MOST_SUMS = 2**14  # distinct sums of flipped differences that are counted one by one; beyond, flips are drawn
+_LARGEST_DENOMINATOR = 1000  # of scores that are shares: those of up to so many samples or problems of a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,11 @@ class Interval:
     low: float
     high: float
     p_value: float
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether chance alone may well have made it: the interval holds 0, or the p-value is not below `NOISE`."""
+        return self.low <= 0 <= self.high or self.p_value >= NOISE
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,57 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - missed
 
 
+def majority_at_k(votes: Sequence[tuple[int, float]], k: int, abstained: int = 0) -> float:
+    """Return the expected score of the most frequent answer among k samples, drawn without replacement.
+
+    Where several answers are as frequent, each is taken alike: by expectation, and not by the order of the samples. No
+    subset is drawn; all are counted (self-consistency, arXiv:2203.11171; over subsets as pass@k is).
+
+    Args:
+        votes: For each distinct answer how many samples gave it, and its score.
+        k: Samples that vote.
+        abstained: Further samples, that gave no answer: they may be drawn and have no vote. Where only they are drawn
+            the score is 0.
+
+    >>> majority_at_k([(3, 1.0), (2, 0.0)], k=5), majority_at_k([(1, 1.0), (1, 0.0)], k=2)
+    (1.0, 0.5)
+    >>> majority_at_k([(2, 1.0), (1, 0.0)], k=1) == 2 / 3
+    True
+
+    Raises:
+        InvalidConfig: ``k`` outside 1 to the number of samples, or a count below 1.
+    """
+    counts = [count for count, _ in votes]
+    n = sum(counts) + abstained
+    if abstained < 0 or any(count < 1 for count in counts):
+        raise InvalidConfig(f"counts of answers must be at least 1, got {counts} and {abstained} without")
+    if not 1 <= k <= n:
+        raise InvalidConfig(f"k must be between 1 and n={n}, got {k}")
+    won = {count: _subsets_won(counts, count, k, abstained) for count in {c for c, score in votes if score}}
+    expected = sum((won[count] * Fraction(score) for count, score in votes if score), start=Fraction(0))
+    return float(expected / math.comb(n, k))
+
+
+def _subsets_won(counts: Sequence[int], own: int, k: int, abstained: int) -> Fraction:
+    """Return in how many subsets of k an answer that ``own`` samples gave wins; of a tie of t answers it has 1/t."""
+    others = list(counts)
+    others.remove(own)
+    won = Fraction(0)
+    for most in range(1, min(own, k) + 1):
+        # ways[drawn, tied]: how many ways there are to draw from the others so that none has more than `most`
+        ways = {(drawn, 0): math.comb(abstained, drawn) for drawn in range(min(abstained, k - most) + 1)}
+        for count in others:
+            more: dict[tuple[int, int], int] = {}
+            for (drawn, tied), number in ways.items():
+                for taken in range(min(count, most, k - most - drawn) + 1):
+                    place = drawn + taken, tied + (taken == most)
+                    more[place] = more.get(place, 0) + number * math.comb(count, taken)
+            ways = more
+        ending = sum((Fraction(m, tied + 1) for (drawn, tied), m in ways.items() if drawn == k - most), Fraction(0))
+        won += math.comb(own, most) * ending
+    return won
+
+
 def bootstrap_mean(
     values: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = 10_000
 ) -> tuple[float, float]:
@@ -156,11 +220,13 @@ def paired_difference(
     """Compare two policies on the same problems, in the same order.
 
     The interval is a percentile bootstrap over problems. The p-value is that of the sign-flip randomisation test
-    (Fisher 1935, section 21; two-sided, with the observed difference counted among the draws, so never 0).
+    (Fisher 1935, section 21; two-sided). It counts all flips wherever their sums take few values: for few problems,
+    and for scores that are 0 or 1, where it is McNemar's exact test, or shares of a few samples. Else flips are drawn,
+    with the observed difference among them, so that it is never 0.
 
     >>> result = paired_difference([0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1])
-    >>> round(result.difference, 3), result.low > 0
-    (0.667, True)
+    >>> round(result.difference, 3), result.low > 0, result.p_value
+    (0.667, True, 0.125)
 
     Raises:
         InvalidConfig: Different lengths, no problem at all, or a value that is no finite number.
@@ -180,15 +246,67 @@ def _bootstrap_means(values: Floats, seed: int, resamples: int) -> Floats:
     return np.concatenate([values[rng.integers(len(values), size=(s, len(values)))].mean(axis=1) for s in sizes])
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm, Scand. J. Stat. 6, 1979, 65-70).
+
+    That any of them is below a level although no hypothesis is wrong has at most that level's chance.
+
+    >>> holm([0.01, 0.04, 0.03]), holm([0.04])
+    ([0.03, 0.06, 0.06], [0.04])
+    """
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
+
+
 def _sign_flip(differences: Floats, seed: int, resamples: int) -> float:
+    differences = differences[differences != 0]  # which no flip changes
+    n = len(differences)
+    if n <= _FEW:
+        return 0.5**n * _reached(np.arange(2**n)[:, None] >> np.arange(n) & 1, differences)
+    exact = _share_that_reaches(differences)
+    if exact is not None:
+        return exact
     rng = np.random.default_rng([seed, 1])
+    drawn = sum(_reached(rng.integers(2, size=(size, n)), differences) for size in _blocks(n, resamples))
+    return (1 + drawn) / (1 + resamples)
+
+
+def _reached(flips: NDArray[np.int64], differences: Floats) -> int:
+    """Return how many rows of flips give a sum as far from 0 as no flip at all does."""
     # Sums that are equal on paper differ in the last bits; without slack they would count as smaller.
-    observed = abs(differences.sum()) - 1e-9
-    reached = 0
-    for size in _blocks(len(differences), resamples):
-        signs = rng.integers(2, size=(size, len(differences))) * 2 - 1
-        reached += int((np.abs(signs @ differences) >= observed).sum())
-    return (1 + reached) / (1 + resamples)
+    return int((np.abs((2 * flips - 1) @ differences) >= abs(differences.sum()) - 1e-9).sum())
+
+
+def _share_that_reaches(differences: Floats) -> float | None:
+    """Return the share of all flips that reach so far, sum by sum; None where there are too many different sums."""
+    steps = _in_whole_steps(differences)
+    if steps is None:
+        return None
+    sums, shares = np.zeros(1, dtype=np.int64), np.ones(1)
+    for step in np.abs(steps):
+        sums, places = np.unique(np.concatenate([sums + step, sums - step]), return_inverse=True)
+        if len(sums) > _MOST_SUMS:
+            return None
+        shares = np.bincount(places.ravel(), np.concatenate([shares, shares])) / 2
+    return min(1.0, float(shares[np.abs(sums) >= abs(int(steps.sum()))].sum()))
+
+
+def _in_whole_steps(differences: Floats) -> NDArray[np.int64] | None:
+    """Return differences of shares as whole multiples of the step that all have in common; None where there is none."""
+    common = 1
+    for value in np.unique(np.abs(differences)):
+        common = math.lcm(common, Fraction(float(value)).limit_denominator(_LARGEST_DENOMINATOR).denominator)
+        if common > 2**31:
+            return None
+    steps = np.rint(differences * common)
+    # Shares are off by some last bits; numbers of another kind by more.
+    if np.abs(differences * common - steps).max(initial=0.0) > 1e-12 * common:
+        return None
+    return steps.astype(np.int64)
 
 
 def _blocks(width: int, resamples: int) -> Iterator[int]:
