@@ -70,6 +70,18 @@ class RuledFamily(Protocol):
         ...
 
 
+@runtime_checkable
+class VotingFamily(Protocol):
+    """A family that can also say which answers are the same, so that the samples of a problem can vote."""
+
+    def vote(self, task: Task, answer: str, executions: Sequence[Execution]) -> str:
+        """Return the answer in one spelling, the same for equal answers; empty where it names none.
+
+        ``executions`` are those of the job that `check` asked for, none where it asked for none.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RowScore:
     """How the answers to one problem scored.
@@ -81,6 +93,7 @@ class RowScore:
         scores: One a sample; None where there is no verdict.
         group: Of the problem; empty where it counts by itself.
         levels: How each sample was decided, where the family says so.
+        votes: A hash of each sample's answer, where the family knows equal ones; empty for a sample without an answer.
     """
 
     id: str
@@ -89,6 +102,7 @@ class RowScore:
     scores: tuple[float | None, ...]
     group: str = ""
     levels: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
 
     @property
     def unit(self) -> tuple[str, str]:
@@ -109,7 +123,7 @@ class SuiteResult:
         no_verdict: Samples without a verdict because *our* machinery, or the row's own reference, failed.
         missing: Problems without a completion. They count as wrong.
         framed: Share of completions that kept to the think/answer frame.
-        extra: Further metrics by name, such as ``pass@4``.
+        extra: Further metrics by name, such as ``pass@4`` and ``majority@4``.
         parts: The score by task family, where there are several.
         protocol: Hash of ``settings``.
         settings: What the score depends on: prompts, style, decoding, limits, rules.
@@ -259,31 +273,43 @@ def grade(
     """
     samples = [(p, text) for p in suite.problems if p.task is not None for text in completions.get(p.id, ())]
     judged = _judge([(p.task, extract(text)) for p, text in samples if p.task], suite, executor, on_progress)
-    verdicts: dict[str, list[Verdict]] = {problem.id: [] for problem in suite.problems}
-    shares: list[float] = []
-    for (problem, _), (verdict, share) in zip(samples, judged, strict=True):
-        verdicts[problem.id].append(verdict)
-        if share is not None:
-            shares.append(share)
+    by_problem: dict[str, list[_Judged]] = {problem.id: [] for problem in suite.problems}
+    for (problem, _), found in zip(samples, judged, strict=True):
+        by_problem[problem.id].append(found)
     for problem_id, count in (unanswered or {}).items():
-        verdicts[problem_id] += [Verdict(None, "no verdict: no answer")] * count
-    rows = tuple(_row(problem, verdicts[problem.id]) for problem in suite.problems)
+        by_problem[problem_id] += [_Judged(Verdict(None, "no verdict: no answer"))] * count
+    rows = tuple(_row(problem, by_problem[problem.id]) for problem in suite.problems)
+    shares = [found.share for found in judged if found.share is not None]
     framed = [answer_of(text) is not None for _, text in samples]
     return _result(suite, rows, shares, framed, settings or {}, seed)
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What is known of one sample.
+
+    Attributes:
+        verdict: On it.
+        share: Of its hidden parts that are right; None for families that know none, or no verdict.
+        vote: A hash of its answer; empty where there is none, None for families that do not know equal answers.
+    """
+
+    verdict: Verdict
+    share: float | None = None
+    vote: str | None = None
+
+
 def _judge(
     attempts: Sequence[tuple[Task, str]], suite: Suite, executor: Executor, on_progress: Progress | None
-) -> list[tuple[Verdict, float | None]]:
-    """Return verdict and share for each attempt; the share is None for families that know none, or no verdict."""
+) -> list[_Judged]:
     checked = [suite.families[task.family].check(task, answer) for task, answer in attempts]
     jobs = [replace(check, limits=suite.limits) for check in checked if isinstance(check, Job)]
     executions = iter(run_in_chunks(jobs, executor, on_progress))
-    judged: list[tuple[Verdict, float | None]] = []
-    for (task, _), check in zip(attempts, checked, strict=True):
+    judged: list[_Judged] = []
+    for (task, answer), check in zip(attempts, checked, strict=True):
         runs = next(executions) if isinstance(check, Job) else ()
         verdict = _verdict(suite, task, check, runs)
-        judged.append((verdict, _share(suite, task, verdict, runs)))
+        judged.append(_Judged(verdict, _share(suite, task, verdict, runs), _vote(suite, task, answer, runs)))
     return judged
 
 
@@ -314,17 +340,27 @@ def _share(suite: Suite, task: Task, verdict: Verdict, runs: Sequence[Execution]
     return family.share(task, runs) if runs else verdict.score
 
 
-def _row(problem: Problem, verdicts: Sequence[Verdict]) -> RowScore:
+def _vote(suite: Suite, task: Task, answer: str, runs: Sequence[Execution]) -> str | None:
+    family = suite.families[task.family]
+    if not isinstance(family, VotingFamily):
+        return None
+    text = family.vote(task, answer, runs)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() if text else ""
+
+
+def _row(problem: Problem, judged: Sequence[_Judged]) -> RowScore:
     if problem.task is None:
         return RowScore(problem.id, None, f"no verdict: {problem.failure}", (None,), problem.group)
-    if not verdicts:
+    if not judged:
         return RowScore(problem.id, 0.0, "no completion", (), problem.group)
+    verdicts = [found.verdict for found in judged]
     scores = tuple(verdict.score for verdict in verdicts)
     known = [score for score in scores if score is not None]
     reason = next((verdict.reason for verdict in verdicts if not verdict.passed), "")
     levels = tuple(verdict.level for verdict in verdicts)
+    votes = tuple(found.vote or "" for found in judged) if any(found.vote is not None for found in judged) else ()
     score = sum(known) / len(known) if known else None
-    return RowScore(problem.id, score, reason, scores, problem.group, levels)
+    return RowScore(problem.id, score, reason, scores, problem.group, levels, votes)
 
 
 def _result(
@@ -343,7 +379,7 @@ def _result(
     if groups := {row.group for row in rows if row.group}:
         settings["groups"] = len(groups)
     missing = sum(row.score is not None and not row.scores for row in rows)
-    extra = pass_rates(rows)
+    extra = pass_rates(rows) | majority_rates(rows)
     if shares:
         # A missing answer gets none of its pairs right.
         extra["pair_accuracy"] = sum(shares) / (len(shares) + missing)
@@ -378,11 +414,44 @@ def pass_rates(rows: Sequence[RowScore]) -> dict[str, float]:
     """Return pass@k for k of 2, 4, 8 ... and the number of samples that every scored problem has."""
     judged = [row for row in rows if row.score is not None]
     known = [[score for score in row.scores if score is not None] for row in judged]
-    units = [row.unit for row in judged]
-    most = min(map(len, known), default=0)
-    ks = sorted({2**i for i in range(1, most.bit_length()) if 2**i <= most} | ({most} if most > 1 else set()))
-    chances = {k: [statistics.pass_at_k(len(s), sum(x == 1.0 for x in s), k) for s in known] for k in ks}
-    return {f"pass@{k}": float(np.mean(statistics.group_means(found, units))) for k, found in chances.items()}
+    chances = {k: [statistics.pass_at_k(len(s), sum(x == 1.0 for x in s), k) for s in known] for k in _ks(judged)}
+    return {f"pass@{k}": _mean(judged, found) for k, found in chances.items()}
+
+
+def majority_rates(rows: Sequence[RowScore]) -> dict[str, float]:
+    """Return majority@k for the same k, but for 2, of problems whose family knows equal answers.
+
+    A majority of two is a mean: where they differ, each counts half.
+    """
+    judged = [row for row in rows if row.score is not None]
+    if not all(row.votes for row in judged):
+        return {}
+    counted = [_ballot(row) for row in judged]
+    ks = [k for k in _ks(judged) if k > 2]
+    return {
+        f"majority@{k}": _mean(judged, [statistics.majority_at_k(votes, k, none) for votes, none in counted])
+        for k in ks
+    }
+
+
+def _ballot(row: RowScore) -> tuple[list[tuple[int, float]], int]:
+    """Return how often each answer was given, with its score, and how many samples gave none."""
+    scores: dict[str, list[float]] = {}
+    for vote, score in zip(row.votes, row.scores, strict=True):
+        if score is not None:
+            scores.setdefault(vote, []).append(score)
+    none = len(scores.pop("", ()))
+    return [(len(found), sum(found) / len(found)) for found in scores.values()], none
+
+
+def _ks(judged: Sequence[RowScore]) -> list[int]:
+    """Return 2, 4, 8 ... and the number of samples with a verdict that every row has."""
+    most = min((sum(score is not None for score in row.scores) for row in judged), default=0)
+    return sorted({2**i for i in range(1, most.bit_length()) if 2**i <= most} | ({most} if most > 1 else set()))
+
+
+def _mean(rows: Sequence[RowScore], values: Sequence[float]) -> float:
+    return float(np.mean(statistics.group_means(values, [row.unit for row in rows])))
 
 
 def _parts(suite: Suite, rows: Sequence[RowScore], seed: int) -> dict[str, Estimate]:

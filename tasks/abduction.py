@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from selfplay_gym import literals
 from selfplay_gym.frame import last_block
 from selfplay_gym.tasks import prompting
+from selfplay_gym.tasks.comparing import spelled
 from selfplay_gym.tasks.triplets import TripletProposals
 from selfplay_gym.types import Execution, Job, Status, Task, Verdict
 
@@ -38,3 +39,7 @@ class Abduction(TripletProposals):
             return Verdict(0.0, execution.status)
         same = execution.value is not None and self.same(execution.value, task.outputs[0])
         return Verdict(1.0) if same else Verdict(0.0, "another value")
+
+    def vote(self, task: Task, answer: str, executions: Sequence[Execution]) -> str:
+        """Return the input that is named: two inputs of one output are two answers."""
+        return spelled(literals.canonical_arguments, last_block(answer, "input"))

@@ -66,6 +66,18 @@ def _close(one: object, other: object) -> bool:
     return literals.encode(one) == literals.encode(other)
 
 
+def spelled(spell: Callable[[str], str], text: str) -> str:
+    """Return a literal in one spelling, nothing for what is none.
+
+    >>> spelled(literals.canonical, "[1,2]"), spelled(literals.canonical, "no idea")
+    ('[1, 2]', '')
+    """
+    try:
+        return spell(text)
+    except literals.NotALiteral:
+        return ""
+
+
 _SAME: dict[str, Callable[[str, str], bool]] = {"canonical": operator.eq, "python": python_equal, "close": close}
 
 

@@ -11,12 +11,14 @@ evaluated as part of the row's program.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import cast
 
 from selfplay_gym import literals
 from selfplay_gym.frame import last_block
 from selfplay_gym.suites import Problem, Row, Source, Suite, open_table
 from selfplay_gym.tasks.abduction import Abduction
+from selfplay_gym.tasks.comparing import spelled
 from selfplay_gym.tasks.deduction import Deduction
 from selfplay_gym.tasks.prompting import Style
 from selfplay_gym.types import Execution, Job, Status, Task, Verdict
@@ -34,16 +36,26 @@ class InputPrediction(Abduction):
         An expression that a model wrote would be code in the process whose result judges it: it could return what it
         likes, or replace what the program calls. So none is accepted but the reference's own text, byte for byte.
         """
-        text = last_block(answer, "input")
-        if (call := _CALL.fullmatch(text)) is not None:
-            text = call[1].strip()
+        text = _arguments(answer)
         if text == task.inputs[0].strip() and not _is_literal(text):
             return _reference_job(task.program, text)
         return super().check(task, text)
 
+    def vote(self, task: Task, answer: str, executions: Sequence[Execution]) -> str:
+        """Return the input that is named; an expression counts by its text."""
+        text = _arguments(answer)
+        return spelled(literals.canonical_arguments, text) or text
+
 
 class OutputPrediction(Deduction):
     """CRUXEval-O: the literal of what the function returns."""
+
+
+def _arguments(answer: str) -> str:
+    """Return the argument list in an answer, which may be written as a call."""
+    text = last_block(answer, "input")
+    call = _CALL.fullmatch(text)
+    return text if call is None else call[1].strip()
 
 
 def load(source: Source) -> list[Suite]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from selfplay_gym import literals
 from selfplay_gym.frame import last_block
 from selfplay_gym.tasks import prompting
+from selfplay_gym.tasks.comparing import spelled
 from selfplay_gym.tasks.triplets import TripletProposals
 from selfplay_gym.types import Execution, Job, Task, Verdict
 
@@ -31,3 +32,7 @@ class Deduction(TripletProposals):
     def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
         """Never needed: `check` decides."""
         raise AssertionError("deduction needs no execution")
+
+    def vote(self, task: Task, answer: str, executions: Sequence[Execution]) -> str:
+        """Return the value that is named, as canonical text."""
+        return spelled(literals.canonical, last_block(answer, "output"))

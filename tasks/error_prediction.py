@@ -56,3 +56,8 @@ class ErrorPrediction(TripletProposals):
     def judge(self, task: Task, executions: Sequence[Execution]) -> Verdict:
         """Never needed: `check` decides."""
         raise AssertionError("error prediction needs no execution")
+
+    def vote(self, task: Task, answer: str, executions: Sequence[Execution]) -> str:
+        """Return the name."""
+        name = last_block(answer, "error").strip()
+        return name if name.isidentifier() else ""

@@ -61,6 +61,11 @@ class Maths:
         """Take over what math-verify said."""
         return _verdict(maths.judged(executions[0]))
 
+    def vote(self, task: Task, answer: str, executions: Sequence[Execution]) -> str:
+        """Return the number, else the text as `maths.normal` spells it; math-verify is not asked."""
+        rule = self._exceptions.get(task.inputs[0], self._rule)
+        return maths.one_spelling(maths.final_answer(answer), rule)
+
 
 def _verdict(found: Comparison) -> Verdict:
     score = None if found.equal is None else float(found.equal)

@@ -16,10 +16,14 @@ from selfplay_gym.answers import Answer, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
 from selfplay_gym.evaluating import rescore
 from selfplay_gym.grading import Report, RowScore, SuiteResult, grade, pass_rates, read_completions, score_completions
+from selfplay_gym.maths import Rule
 from selfplay_gym.statistics import wilson
 from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.tasks.abduction import Abduction
+from selfplay_gym.tasks.cruxeval import InputPrediction
 from selfplay_gym.tasks.deduction import Deduction
+from selfplay_gym.tasks.induction import Induction
+from selfplay_gym.tasks.maths import Maths
 from selfplay_gym.training import evaluate as evaluation
 from selfplay_gym.training.evaluate import PolicyAnswerer, evaluate, style_of
 from selfplay_gym.training.generation import Request
@@ -127,6 +131,43 @@ def test_pass_rates_leave_samples_without_a_verdict_out() -> None:
     rows = [RowScore("a", 0.5, "", (1.0, 0.0, None)), RowScore("b", 0.0, "", (0.0, 0.0, 0.0))]
     assert pass_rates(rows) == {"pass@2": 0.5}
     assert pass_rates([RowScore("c", None, "", (None,))]) == {}
+
+
+def test_the_samples_of_a_problem_vote_by_value_and_those_without_an_answer_do_not() -> None:
+    texts = {"p0": ["4", " 4 ", "5", "4.0"], "p1": ["5", "4", "who knows", "also"]}
+    result = grade(suite(DOUBLE, DOUBLE, family="deduction"), texts, FakeExecutor())
+    assert result.rows[0].votes[0] == result.rows[0].votes[1] != result.rows[0].votes[2]
+    assert result.rows[1].votes[2:] == ("", "")
+    assert result.extra == {"pass@2": pytest.approx((5 / 6 + 1 / 2) / 2), "pass@4": 1.0, "majority@4": 0.75}
+    assert all("votes" not in row for row in written_rows(result))
+
+
+def test_a_majority_leaves_samples_without_a_verdict_out_and_needs_a_family_that_knows_equal_answers() -> None:
+    rows = [RowScore("a", 2 / 3, "", (1.0, 0.0, None, 1.0), votes=("x", "y", "x", "x"))]
+    assert grading.majority_rates(rows) == {"majority@3": 1.0}
+    assert grading.majority_rates([*rows, RowScore("b", 1.0, "", (1.0, 1.0, 1.0))]) == {}
+
+
+def test_programs_vote_by_what_they_give_for_the_inputs_that_judge() -> None:
+    task = Task("induction", "", ("1", "2", "3", "4"), ("2", "4", "6", "8"))
+    plain = Suite("s", {"induction": Induction()}, (Problem("p0", task),), "0" * 64)
+    programs = ["def f(x): return 2 * x", "def f(x): return x + x", "def f(x): return x * x", "def f(x): return 1 // 0"]
+    result = grade(plain, {"p0": programs}, FakeExecutor())
+    doubled, added, squared, failed = result.rows[0].votes
+    assert doubled == added != squared
+    assert failed == ""
+    assert result.extra["majority@4"] == 1.0
+
+
+def test_votes_of_mathematics_are_by_number_or_normal_text_and_of_calls_by_their_arguments() -> None:
+    task = Task("maths", "", ("What is half of 1?",), ("1/2",))
+    maths = [Maths().vote(task, text, ()) for text in (r"\boxed{0.5}", r"so \boxed{\frac12}", "the answer is 1/2", "?")]
+    assert maths == ["1/2", "1/2", "1/2", ""]
+    several = Maths(rule=Rule(several=True))
+    assert len({several.vote(task, text, ()) for text in (r"\boxed{1, x}", r"\boxed{x,1.0}", r"\boxed{x}")}) == 2
+    assert Maths().vote(task, r"\boxed{7^{1000}}", ()) != ""
+    calls = [InputPrediction().vote(task, text, ()) for text in ("f([1,2])", "[1, 2]", "range(3)", "[2, 1]")]
+    assert calls == ["[1, 2]", "[1, 2]", "range(3)", "[2, 1]"]
 
 
 def grouped(*groups: str) -> Suite:
