@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -290,11 +290,15 @@ def rescore(
 
 
 def _show_report(report: Any, json_file: Path | None) -> None:
-    for line in report.warnings():
+    _warn(report.warnings())
+    _show(report.table(), report.as_dict(), json_file)
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
         _progress_console().print(
             f"warning: {inert(line)}", style="yellow", highlight=False, soft_wrap=True, markup=False
         )
-    _show(report.table(), report.as_dict(), json_file)
 
 
 @app.command()
@@ -303,11 +307,12 @@ def compare(
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="Another one, on the same data.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Compare two files of `eval --json`: paired difference with its interval."""
+    """Compare two files of `eval --json`, problem by problem: differences, and which of them may well be chance."""
     from selfplay_gym import comparison
 
     _check_places(json_file)
     found = comparison.compare_files(before, after)
+    _warn(comparison.warnings(found))
     _show(comparison.table(found), comparison.as_dict(found), json_file)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ class Comparison:
         before: Mean score in the first file, over these.
         after: Mean score in the second.
         interval: The difference with its 95% interval and p-value.
+        rose: Problems, or groups, whose score is higher in the second.
+        fell: Those whose score is lower.
+        p_corrected: The p-value for as many suites as were compared (`statistics.holm`).
         caveat: Why the two may not be comparable; empty when they are.
     """
 
@@ -34,7 +37,15 @@ class Comparison:
     before: float
     after: float
     interval: statistics.Interval
+    rose: int
+    fell: int
+    p_corrected: float
     caveat: str = ""
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether chance alone may well have made the difference, seen that so many suites were compared."""
+        return self.interval.within_noise or self.p_corrected >= statistics.NOISE
 
 
 def compare_files(before: Path, after: Path, seed: int = 0) -> list[Comparison]:
@@ -47,15 +58,17 @@ def compare_files(before: Path, after: Path, seed: int = 0) -> list[Comparison]:
     shared = [name for name in first if name in second]
     if not shared:
         raise InvalidData(f"{before} and {after} have no suite in common ({', '.join(first)}; {', '.join(second)})")
-    return [_compare(name, first[name], second[name], seed) for name in shared]
+    found = [_compare(name, first[name], second[name], seed) for name in shared]
+    corrected = statistics.holm([comparison.interval.p_value for comparison in found])
+    return [replace(comparison, p_corrected=p) for comparison, p in zip(found, corrected, strict=True)]
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
     """Return the comparisons as a table for people."""
-    view = Table(box=box.SIMPLE_HEAD, caption_justify="left")
+    view = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, collapse_padding=True)
     view.caption = "\n".join(f"{c.suite}: {c.caveat}" for c in comparisons if c.caveat) or None
-    view.add_column("suite", no_wrap=True)
-    for heading in ("n", "before", "after", "difference", "95% interval", "p"):
+    view.add_column("suite", overflow="fold")
+    for heading in ("n", "before", "after", "up/down", "difference", "95% interval", "p"):
         view.add_column(heading, justify="right", no_wrap=True)
     for c in comparisons:
         i = c.interval
@@ -65,6 +78,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
             str(c.n),
             f"{c.before:.1%}",
             f"{c.after:.1%}",
+            f"{c.rose}/{c.fell}",
             f"{100 * i.difference:+.1f}",
             ends,
             f"{i.p_value:.4f}",
@@ -72,14 +86,30 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     return view
 
 
+def warnings(comparisons: Sequence[Comparison]) -> list[str]:
+    """Say which differences may well be chance, and which only look like more because many suites were compared."""
+    return [line for comparison in comparisons if (line := _warning(comparison, len(comparisons)))]
+
+
+def _warning(comparison: Comparison, count: int) -> str:
+    if not comparison.within_noise:
+        return ""
+    i = comparison.interval
+    told = f"{comparison.suite}: {100 * i.difference:+.1f} points are within noise"
+    if i.within_noise:
+        return f"{told} (95% interval {100 * i.low:+.1f} to {100 * i.high:+.1f}, p {i.p_value:.2g})"
+    return f"{told} (p {i.p_value:.2g}, and {comparison.p_corrected:.2g} seen that {count} suites were compared)"
+
+
 def as_dict(comparisons: Sequence[Comparison]) -> dict[str, object]:
     """Return what ``compare --json`` writes."""
-    return {"suites": [asdict(comparison) for comparison in comparisons]}
+    return {"suites": [{**asdict(comparison), "within_noise": comparison.within_noise} for comparison in comparisons]}
 
 
 def _compare(name: str, first: Mapping[str, Any], second: Mapping[str, Any], seed: int) -> Comparison:
     if first["data_sha256"] != second["data_sha256"]:
-        raise InvalidData(f"suite {name}: the two files were scored on different data")
+        hashes = " and ".join(result["data_sha256"][:12] for result in (first, second))
+        raise InvalidData(f"suite {name}: the two files were scored on different data ({hashes}): score both on one")
     old, new = ({row["id"]: row["score"] for row in result["rows"]} for result in (first, second))
     shared = [key for key in old if old[key] is not None and new.get(key) is not None]
     if not shared:
@@ -88,9 +118,28 @@ def _compare(name: str, first: Mapping[str, Any], second: Mapping[str, Any], see
     units = [groups[key] for key in shared]
     before, after = (statistics.group_means([float(scores[key]) for key in shared], units) for scores in (old, new))
     interval = statistics.paired_difference(before, after, seed)
-    same = first["protocol"] == second["protocol"]
-    caveat = "" if same else f"other protocols ({first['protocol']}, {second['protocol']})"
-    return Comparison(name, len(shared), sum(before) / len(before), sum(after) / len(after), interval, caveat)
+    changes = [new > old for old, new in zip(before, after, strict=True) if new != old]
+    means = sum(before) / len(before), sum(after) / len(after)
+    caveat = "; ".join(filter(None, (_other_protocol(first, second), _left_out(first, second, len(shared)))))
+    rose = sum(changes)
+    return Comparison(name, len(shared), *means, interval, rose, len(changes) - rose, interval.p_value, caveat)
+
+
+def _other_protocol(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Say what else than the policies is different."""
+    if first["protocol"] == second["protocol"]:
+        return ""
+    told = f"other protocols ({first['protocol']}, {second['protocol']})"
+    old, new = first.get("settings"), second.get("settings")
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return told
+    changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    return f"{told}: they differ in {', '.join(changed)}" if changed else told
+
+
+def _left_out(first: Mapping[str, Any], second: Mapping[str, Any], used: int) -> str:
+    total = len({row["id"] for result in (first, second) for row in result["rows"]})
+    return f"{total - used} of {total} problems have no verdict in one of the files" if total > used else ""
 
 
 def _suites(path: Path) -> dict[str, Mapping[str, Any]]:

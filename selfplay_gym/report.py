@@ -111,14 +111,17 @@ def _result(path: Path) -> list[str]:
 def _result_parts(result: Mapping[str, Any]) -> list[str]:
     names = ("suite", "family", "n", "before", "after", "difference")
     rows = [
-        [row["suite"], row["family"], row["n"], *(_percent(row, part) for part in names[3:])]
+        [row["suite"], row["family"], row["n"], *(_percent(row, part) for part in names[3:]), _noise(row)]
         for row in result["holdout"]
     ]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     facts = (
         f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes; sandbox tier {result['tier']}; {versions}."
     )
-    scores = [table(names, rows), "<p>Solve rates in % with 95% intervals; the difference is paired by problem.</p>"]
+    scores = [
+        table((*names, ""), rows),
+        "<p>Solve rates in % with 95% intervals; the difference is paired by problem.</p>",
+    ]
     return [
         f"<p><strong>{escape(result['verdict'])}</strong></p>",
         *(scores if rows else []),
@@ -129,6 +132,10 @@ def _result_parts(result: Mapping[str, Any]) -> list[str]:
 def _percent(row: Mapping[str, Any], part: str) -> str:
     low, high = row[f"{part}_interval"]
     return f"{100 * row[part]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _noise(row: Mapping[str, Any]) -> str:
+    return "within noise" if row.get("within_noise") else ""  # runs of earlier versions do not say
 
 
 # -- alarms ------------------------------------------------------------------------------------------------------------

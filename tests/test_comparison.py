@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from selfplay_gym.comparison import as_dict, compare_files, table
+from selfplay_gym.comparison import as_dict, compare_files, table, warnings
 from selfplay_gym.errors import InvalidData
 
 
-def report(path: Path, scores: list[float | None], groups: str = "", **changes: str) -> Path:
+def report(path: Path, scores: list[float | None], groups: str = "", **changes: Any) -> Path:
     rows = [{"id": str(i), "score": score, "reason": ""} for i, score in enumerate(scores)]
     rows = [{**row, "group": group} for row, group in zip(rows, groups, strict=True)] if groups else rows
     result = {"suite": "s", "data_sha256": "d", "protocol": "p", "rows": rows, **changes}
@@ -42,6 +42,50 @@ def test_another_protocol_is_said(tmp_path: Path) -> None:
     Console(file=screen, width=80).print(table(found))
     assert "+100.0" in screen.getvalue()
     assert "other protocols" in screen.getvalue()
+
+
+def test_what_differs_in_two_protocols_is_named(tmp_path: Path) -> None:
+    before = report(tmp_path / "a.json", [0.0], settings={"style": "azr", "limits": {"cpu": 1}, "rules": 1})
+    after = report(tmp_path / "b.json", [1.0], settings={"style": "chat", "limits": {"cpu": 1}, "k": 2}, protocol="q")
+    assert compare_files(before, after)[0].caveat.endswith("they differ in style, rules, k")
+
+
+def test_problems_that_cannot_be_paired_are_counted(tmp_path: Path) -> None:
+    before = report(tmp_path / "a.json", [0.0, None, 1.0])
+    after = report(tmp_path / "b.json", [1.0, 1.0, 1.0, 1.0])
+    assert compare_files(before, after)[0].caveat == "2 of 4 problems have no verdict in one of the files"
+
+
+def test_problems_that_rose_and_fell_are_counted_and_a_clear_change_is_no_noise(tmp_path: Path) -> None:
+    before = report(tmp_path / "a.json", [0.0] * 12 + [1.0, 1.0])
+    after = report(tmp_path / "b.json", [1.0] * 12 + [0.0, 1.0])
+    found = compare_files(before, after)
+    assert (found[0].rose, found[0].fell, found[0].within_noise) == (12, 1, False)
+    assert warnings(found) == []
+    screen = StringIO()
+    Console(file=screen, width=80).print(table(found))
+    assert "12/1" in screen.getvalue()
+
+
+def test_a_difference_within_noise_is_warned_of(tmp_path: Path) -> None:
+    before, after = report(tmp_path / "a.json", [0.0, 0.0, 1.0]), report(tmp_path / "b.json", [1.0, 0.0, 1.0])
+    found = compare_files(before, after)
+    assert warnings(found) == ["s: +33.3 points are within noise (95% interval +0.0 to +100.0, p 1)"]
+    assert json.loads(json.dumps(as_dict(found)))["suites"][0]["within_noise"] is True
+
+
+def test_one_of_many_suites_that_seems_to_change_is_noise(tmp_path: Path) -> None:
+    files = []
+    for name, after in (("a.json", 0.0), ("b.json", 1.0)):
+        alone = json.loads(report(tmp_path / name, [after] * 7 + [0.0] * 9).read_text())["suites"][0]
+        others = [{**alone, "suite": f"t{i}", "rows": [{"id": "0", "score": 1.0}]} for i in range(9)]
+        (tmp_path / name).write_text(json.dumps({"suites": [alone, *others]}))
+        files.append(tmp_path / name)
+    found = compare_files(*files)
+    assert (found[0].interval.p_value, found[0].p_corrected) == (2 / 2**7, 10 * 2 / 2**7)
+    assert warnings(found)[0] == (
+        "s: +43.8 points are within noise (p 0.016, and 0.16 seen that 10 suites were compared)"
+    )
 
 
 @pytest.mark.parametrize(

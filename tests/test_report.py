@@ -277,3 +277,9 @@ def test_hardest_tasks_are_shown_with_what_their_proposer_saw(tmp_path: Path) ->
     assert "task 22, step 19" in newest
     assert "References: task 21 (step 18). Ancestors: 10, 11," in newest
     assert "21 and 7 older ones." in newest
+
+
+def test_a_difference_within_noise_is_marked(tmp_path: Path) -> None:
+    rows = [{**ROW, "within_noise": True}, {**ROW, "family": "x", "within_noise": False}, ROW]
+    page = read(make_run(tmp_path / "run", result={**RESULT, "holdout": rows}))
+    assert page.text.count("within noise") == 1

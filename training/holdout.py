@@ -120,6 +120,7 @@ def _row(suite: str, family: str, pairs: Sequence[tuple[float, float]]) -> dict[
         "difference": change.difference,
         "difference_interval": [change.low, change.high],
         "p_value": change.p_value,
+        "within_noise": change.within_noise,
     }
 
 
@@ -138,7 +139,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 def table(rows: Sequence[Mapping[str, Any]], samples: int) -> Table:
     """Return the table that a run ends with."""
     shown = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, collapse_padding=True)
-    shown.caption = f"Solve rates in %, mean of {samples} attempts a problem, with 95% intervals."
+    shown.caption = f"Solve rates in %, mean of {samples} attempts a problem, with 95% intervals. ~: within noise."
     for name in ("suite", "family"):
         shown.add_column(name, no_wrap=True)
     for name in ("n", "before", "after", "difference"):
@@ -146,7 +147,8 @@ def table(rows: Sequence[Mapping[str, Any]], samples: int) -> Table:
     for row in rows:
         name = row["suite"].removeprefix("nano-")
         cells = [_percent(row[part], row[f"{part}_interval"]) for part in ("before", "after")]
-        cells.append(_percent(row["difference"], row["difference_interval"], "+.1f"))
+        noise = " ~" if row["within_noise"] else ""
+        cells.append(_percent(row["difference"], row["difference_interval"], "+.1f") + noise)
         together = row["family"] == "all"
         style = "bold" if together else None
         shown.add_row(name, row["family"], str(row["n"]), *map(escape, cells), style=style, end_section=together)
