@@ -425,6 +425,24 @@ class Archive:
         for (task_id,) in reversed(rows):
             yield self.task(task_id)
 
+    def programs(self) -> Iterator[tuple[int, str]]:
+        """Yield the id and text of every program, in order of first use; one is held at a time."""
+        yield from self._file.each("SELECT id, text FROM programs ORDER BY id")
+
+    def messages(self) -> Iterator[tuple[int, str]]:
+        """Yield the id and message of every task that has one, oldest first; one is held at a time."""
+        yield from self._file.each("SELECT id, message FROM tasks WHERE message != '' ORDER BY id")
+
+    def made_of(self, program_id: int, most: int) -> list[int]:
+        """Return the ids of the first tasks, of any family, that were made of a program."""
+        rows = self._file.rows("SELECT id FROM tasks WHERE program = ? ORDER BY id LIMIT ?", program_id, most)
+        return [int(task_id) for (task_id,) in rows]
+
+    def behaving(self, behaviour: str, most: int) -> list[int]:
+        """Return the ids of the first tasks, of any family, that were seen to behave so."""
+        rows = self._file.rows("SELECT id FROM tasks WHERE behaviour = ? ORDER BY id LIMIT ?", behaviour, most)
+        return [int(task_id) for (task_id,) in rows]
+
     def has_program(self, program: str, family: str) -> bool:
         """Return whether a task of ``family`` was ever made of exactly this text, evicted ones included."""
         query = (

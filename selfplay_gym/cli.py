@@ -240,7 +240,7 @@ def evaluate(
     if backend != "openai" and (endpoint is not None or fields):
         raise UsageError(f"--endpoint and --field are for the backend openai, got {backend}")
     _check_places(json_file, keep, evalplus)
-    names = [name.strip() for name in suite.split(",") if name.strip()]
+    names = _names(suite)
     with registry.executors.load("sandbox")() as executor:
         if completions is not None:
             from selfplay_gym.grading import score_completions
@@ -267,6 +267,10 @@ def evaluate(
 
                 report = evaluate_named(str(model), names, executor, backend=backend, **how)
     _show_report(report, json_file)
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 @app.command()
@@ -381,11 +385,41 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    suite: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Also look for these suites in the archive, as `contamination`.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
     """Write RUN/report.html: the result, alarms, curves, times, refused, hardest and newest tasks, in one file."""
     from selfplay_gym.report import write_report
 
-    typer.echo(write_report(run))
+    more = _contamination(run, suite, data_dir).parts() if suite is not None else []
+    typer.echo(write_report(run, more))
+
+
+@app.command()
+def contamination(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not, or an archive itself.")],
+    suite: Annotated[str, typer.Option(metavar="A,B", help="Suites, separated by commas (`list suites`).")],
+    data_dir: DataDir = None,
+    ngram: Annotated[int, typer.Option(min=1, help="Words of an n-gram.")] = 13,
+    json_file: JsonFile = None,
+) -> None:
+    """Say which held-out problems a run's archive holds: as a program, by what it does, or by a run of words."""
+    _check_places(json_file)
+    found = _contamination(run, suite, data_dir, ngram)
+    _show(found.table(), found.as_dict(), json_file)
+
+
+def _contamination(run: Path, suite: str, data_dir: Path | None, ngram: int = 13) -> Any:
+    from selfplay_gym.contamination import contamination
+
+    with registry.executors.load("sandbox")() as executor:
+        return contamination(
+            run, _names(suite), executor, data_dir=data_dir, n=ngram, console=_progress_console()
+        )  # fmt: skip
 
 
 @app.command()

@@ -435,6 +435,30 @@ def _behaviour(task: Task, runs: Sequence[Execution], errors: bool) -> str:
     return probes.behaviour(task.inputs[0], outcomes)
 
 
+def behaviours(tasks: Sequence[Task], executor: Executor, limits: Limits | None = None) -> list[str]:
+    """Return the behaviour that the gate would give tasks of each program and its first input.
+
+    Empty where that input is no list of literals, or the executor gave no answer.
+    """
+    found = {number: probes.fixed(task.inputs[0]) for number, task in enumerate(tasks) if _is_literal(task.inputs[0])}
+    jobs = [
+        Job(tasks[n].program, tuple(given), limits=limits or Limits(), policy="plain") for n, given in found.items()
+    ]
+    hashes = [""] * len(tasks)
+    for number, runs in zip(found, executor.run(jobs) if jobs else (), strict=True):
+        if not any(run.status is Status.NO_VERDICT for run in runs):
+            task = tasks[number]
+            hashes[number] = _behaviour(replace(task, inputs=task.inputs[:1]), runs, errors=False)
+    return hashes
+
+
+def _is_literal(arguments: str) -> bool:
+    try:
+        return bool(probes.fixed(arguments))
+    except literals.NotALiteral:
+        return False
+
+
 def _repeats(task: Task, earlier: Task) -> bool:
     if task.family != earlier.family:
         return False

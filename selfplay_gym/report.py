@@ -44,8 +44,12 @@ ANCESTORS_SHOWN = 12
 SAMPLE_CHARACTERS = 2000
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, more: Sequence[str] = ()) -> Path:
     """Write ``report.html`` into a run folder, finished or not, and return its path.
+
+    Args:
+        run: The folder.
+        more: Further parts, as HTML, to stand before the archive.
 
     Raises:
         InvalidData: The folder holds no run with a finished step, or its metrics, result or archive are broken.
@@ -56,6 +60,7 @@ def write_report(run: Path) -> Path:
     parts += _alarms(steps, _mismatch_limit(run / "config.yaml"))
     parts += [f"<h2>Curves</h2><p>{len(steps)} step{'' if len(steps) == 1 else 's'}.</p>", *_charts(steps)]
     parts += [*_time(steps), *_tokens(steps)]
+    parts += more
     with Archive.read(run / "archive.sqlite") as archive:
         parts += _archive(archive)
     path = run / "report.html"
