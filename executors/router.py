@@ -13,15 +13,15 @@ Standard library only: the runner, inside the child, loads this file with builti
 from __future__ import annotations
 
 import builtins
+import ctypes
+import gc
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import compress, count
 from opcode import opmap
-from operator import is_
 from types import CodeType, ModuleType
 
-_END = object()
 _modules = sys.modules  # bound here: a program may replace the attribute
 
 BUILTINS = frozenset((
@@ -117,7 +117,7 @@ _ATTRIBUTE, _METHOD = opmap["LOAD_ATTR"], opmap.get("LOAD_METHOD", _NO_OPERATION
 _FROM, _IMPORT, _EXTENDED = opmap["IMPORT_FROM"], opmap["IMPORT_NAME"], opmap["EXTENDED_ARG"]
 # How Python 3.12 and later import a star.
 _INTRINSIC, _STAR_ARGUMENT, _STAR = opmap.get("CALL_INTRINSIC_1", _NO_OPERATION), 2, "*"
-_LOOKED_AT = frozenset((_ATTRIBUTE, _METHOD, _FROM, _IMPORT, *_STORES, _INTRINSIC))
+_LOOKED_AT = bytes(code in (_ATTRIBUTE, _METHOD, _FROM, _IMPORT, *_STORES, _INTRINSIC) for code in range(256))
 _BINARY, _REMAINDERS = opmap["BINARY_OP"], (6, 19)  # `%` and `%=`
 # May write a percent sign that stands nowhere.
 _WRITERS = frozenset((
@@ -172,9 +172,11 @@ class Router:
         self._safe = (self._attributes | BUILTINS) - sys.stdlib_module_names | self._shared
         self._inner = frozenset(name for kind in _INNER for name in dir(kind)) - self._attributes
         self._unlisted = frozenset(vars(builtins)) - BUILTINS
-        self._spaces: list[Mapping[str, object]] = [vars(builtins), *(vars(module) for module in modules.values())]
-        self._spaces += [vars(kind) for module in modules.values() for kind in _own_classes(module)]
-        self._before = self._values()
+        self._spaces = [vars(builtins), *map(vars, modules.values())]
+        # The dict of a class is to be had only through what shows it.
+        self._spaces += [gc.get_referents(vars(kind))[0] for module in modules.values() for kind in _own_classes(module)]
+        self._headers = list(map(_header, self._spaces))
+        self._before = b"".join(self._headers)
 
     def shares(self, program: Anatomy) -> bool:
         """Return whether a program may run beside others."""
@@ -221,18 +223,23 @@ class Router:
         return not any(_has_remainder(piece.co_code) for piece in program.pieces)
 
     def changed(self) -> bool:
-        """Return whether any name of the builtins, of a shared module or of its classes means something else now."""
-        return not all(map(is_, self._values(), self._before))
+        """Return whether the builtins, a shared module or a class of one were written to, in whatever way."""
+        return b"".join(self._headers) != self._before
 
-    def _values(self) -> list[object]:
-        """Return all values and an end, which in a shorter or longer list stands against something else."""
-        return [*chain.from_iterable(space.values() for space in self._spaces), _END]
+
+def _header(space: dict[str, object]) -> ctypes.Array[ctypes.c_char]:
+    """Return what a dict says of itself, where it stands: its size, its place, a number that each change makes another.
+
+    To look at the values would write to the count of references of each, and so to every page that holds one.
+    """
+    begin, end = object.__basicsize__, dict.__basicsize__  # first come the count of references and the type
+    return (ctypes.c_char * (end - begin)).from_address(id(space) + begin)
 
 
 def _named_steps(piece: CodeType) -> Iterator[tuple[int, str]]:
     """Yield the operations that read, store or import by name, and whatever else needs a look."""
     code, operations, names = piece.co_code, piece.co_code[::2], piece.co_names
-    for at in [at for at, operation in enumerate(operations) if operation in _LOOKED_AT]:
+    for at in compress(count(), operations.translate(_LOOKED_AT)):  # C finds the few
         operation, argument, before = operations[at], code[2 * at + 1], at - 1
         while before >= 0 and operations[before] == _EXTENDED:
             argument |= code[2 * before + 1] << 8 * (at - before)
