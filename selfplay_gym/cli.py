@@ -274,6 +274,47 @@ def _names(listed: str) -> list[str]:
 
 
 @app.command()
+def sweep(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    suite: Annotated[str, typer.Option(metavar="A,B", help="Suites, separated by commas (`list suites`).")],
+    checkpoints: Annotated[
+        str, typer.Option(metavar="WHICH", help="all; every:N for steps that N divides and the last; last:N.")
+    ] = "all",
+    start: Annotated[
+        bool, typer.Option("--start/--no-start", help="Begin with what the run started from, as step 0.")
+    ] = True,
+    data_dir: DataDir = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions a problem.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion, as for eval.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems of each suite.")] = None,
+    style: Annotated[str | None, typer.Option(help="Prompt style, as for eval.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every sample.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default="RUN/sweep", help="Folder of answers, tables and curve.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Score the checkpoints of a run on held-out suites, step by step; what is answered is not asked again."""
+    _check_places(json_file)
+    _prepare_torch()
+    from selfplay_gym.answers import Sampling
+    from selfplay_gym.training import sweep as sweeping
+
+    sampling = Sampling(samples, temperature, max_new_tokens, seed)
+    console = _progress_console()
+    with registry.executors.load("sandbox")() as executor:
+        found = sweeping.sweep(
+            run, _names(suite), executor, which=checkpoints, start=start, output=output, sampling=sampling, style=style,
+            data_dir=data_dir, limit=limit, console=console,
+        )  # fmt: skip
+    _show(found.table(), found.as_dict(), json_file)
+    console.print(
+        f"tables and curve: {(output or run / 'sweep') / 'sweep.html'}", soft_wrap=True, markup=False, highlight=False
+    )
+
+
+@app.command()
 def rescore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `eval --keep` wrote.")],
     data_dir: DataDir = None,

@@ -58,9 +58,13 @@ def compare_files(before: Path, after: Path, seed: int = 0) -> list[Comparison]:
     shared = [name for name in first if name in second]
     if not shared:
         raise InvalidData(f"{before} and {after} have no suite in common ({', '.join(first)}; {', '.join(second)})")
-    found = [_compare(name, first[name], second[name], seed) for name in shared]
-    corrected = statistics.holm([comparison.interval.p_value for comparison in found])
-    return [replace(comparison, p_corrected=p) for comparison, p in zip(found, corrected, strict=True)]
+    return corrected([compare_results(first[name], second[name], seed) for name in shared])
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return comparisons with p-values for as many as there are."""
+    p_values = statistics.holm([comparison.interval.p_value for comparison in comparisons])
+    return [replace(comparison, p_corrected=p) for comparison, p in zip(comparisons, p_values, strict=True)]
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
@@ -106,7 +110,13 @@ def as_dict(comparisons: Sequence[Comparison]) -> dict[str, object]:
     return {"suites": [{**asdict(comparison), "within_noise": comparison.within_noise} for comparison in comparisons]}
 
 
-def _compare(name: str, first: Mapping[str, Any], second: Mapping[str, Any], seed: int) -> Comparison:
+def compare_results(first: Mapping[str, Any], second: Mapping[str, Any], seed: int = 0) -> Comparison:
+    """Compare two results of one suite, as `SuiteResult.as_dict` has them.
+
+    Raises:
+        InvalidData: They are of other data, or no problem has a verdict in both.
+    """
+    name = first["suite"]
     if first["data_sha256"] != second["data_sha256"]:
         hashes = " and ".join(result["data_sha256"][:12] for result in (first, second))
         raise InvalidData(f"suite {name}: the two files were scored on different data ({hashes}): score both on one")
