@@ -3,7 +3,8 @@
 Three signs, from the surest to the weakest:
 
 - ``program``: a stored program is a problem's (`programs.identity`, which ignores names, comments and layout).
-- ``behaviour``: a stored task does on the gate's probes what a problem's program does there, however it is written.
+- ``behaviour``: a stored program, however it is written, does what a problem's program does: on the gate's probes, by
+  the hash that the gate stored, and on the problem's own inputs, where it is run for that.
 - ``ngram``: a stored program or message shares a run of `NGRAM` words with a problem, as GPT-3's authors looked for
   overlap (arXiv:2005.14165, appendix C: lower case, punctuation left out, 13 words); of shorter ones it is not told.
 
@@ -27,10 +28,11 @@ from selfplay_gym.archive import Archive
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.evaluating import progress
 from selfplay_gym.gate import behaviours
-from selfplay_gym.grading import CHUNK, Progress
+from selfplay_gym.grading import CHUNK, Progress, run_in_chunks
 from selfplay_gym.output import inert
 from selfplay_gym.protocols import Executor
 from selfplay_gym.suites import Problem, Source, Suite
+from selfplay_gym.types import Job, Task
 
 NGRAM = 13
 """Words."""
@@ -38,6 +40,8 @@ NGRAM = 13
 SIGNS = ("program", "behaviour", "ngram")
 TASKS_NAMED = 5
 """Tasks that are named for each sign of a problem: the first of them."""
+TASKS_TRIED = 32
+"""Tasks of the behaviour of a problem that are run on its own inputs: the first of them."""
 IDS_SHOWN = 3
 PROGRESS_EVERY = 512
 
@@ -220,16 +224,17 @@ class Index:
                 self._signs[number].add("ngram")
 
     def look_at_behaviour(self, archive: Archive, executor: Executor, advance: Progress) -> None:
-        """Run the suites' programs on the gate's probes, and look their behaviour up."""
+        """Run the suites' programs on the gate's probes, look their behaviour up, and run what has the same."""
         asked = [(n, p.task) for n, p in enumerate(self.problems) if p.task is not None and _defines_f(p.task.program)]
         for start in range(0, len(asked), CHUNK):
-            part = asked[start : start + CHUNK]
-            for (number, _), behaviour in zip(part, behaviours([t for _, t in part], executor), strict=True):
-                if not behaviour:
-                    continue
+            part = dict(asked[start : start + CHUNK])
+            hashes = dict(zip(part, behaviours(list(part.values()), executor), strict=True))
+            for number in (number for number, behaviour in hashes.items() if behaviour):
                 self._signs[number].add("behaviour")
-                if tasks := archive.behaving(behaviour, TASKS_NAMED):
-                    self._touched[number].add("behaviour", tasks)
+            same = [(n, task) for n, found in hashes.items() if found for task in archive.behaving(found, TASKS_TRIED)]
+            for (number, task), agrees in zip(same, _agree(archive, part, same, executor), strict=True):
+                if agrees:
+                    self._touched[number].add("behaviour", [task])
             advance(start + len(part), len(asked))
 
     def look_at_texts(self, archive: Archive, total: int, advance: Progress) -> None:
@@ -269,6 +274,16 @@ class Index:
             told = {sign: sum(sign in signs for signs in self._signs[part]) for sign in SIGNS}
             touched_ones = tuple(touched for touched in self._touched[part] if touched.tasks)
             yield Overlap(suite.name, suite.data_sha256, len(suite.problems), told, touched_ones)
+
+
+def _agree(
+    archive: Archive, asked: Mapping[int, Task], pairs: Sequence[tuple[int, int]], executor: Executor
+) -> list[bool]:
+    """Return whether each stored task's program gives the outputs of the problem's task for its inputs."""
+    stored = [archive.task(task_id).task.program for _, task_id in pairs]
+    jobs = [Job(text, asked[n].inputs, policy="plain") for (n, _), text in zip(pairs, stored, strict=True)]
+    ran = run_in_chunks(jobs, executor)
+    return [tuple(run.value for run in runs) == asked[n].outputs for (n, _), runs in zip(pairs, ran, strict=True)]
 
 
 def programs_of(problem: Problem) -> list[str]:

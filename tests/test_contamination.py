@@ -45,8 +45,8 @@ def suite(*problems: Problem) -> Suite:
     return Suite("held", {"deduction": Deduction()}, problems, "0" * 64)
 
 
-def program(text: str, key: str = "p", given: str = "[4, 7, 2]") -> Problem:
-    return Problem(key, Task("deduction", text, (given,), ("0",)), "0")
+def program(text: str, key: str = "p", given: str = "[4, 7, 2]", output: str = "4") -> Problem:
+    return Problem(key, Task("deduction", text, (given,), (output,)), output)
 
 
 def stored(*tasks: Task) -> Archive:
@@ -82,6 +82,15 @@ def test_a_program_that_is_written_otherwise_is_found_by_what_it_does(sandbox: S
     found = looked(archive, program(HELD_OUT), program("def f(items):\n    return sum(items)", "q"), executor=sandbox)
     assert [(problem.id, problem.tasks) for problem in found.touched] == [("p", {"behaviour": [2]})]
     assert found.told == {"program": 2, "behaviour": 2, "ngram": 1}
+
+
+def test_the_same_on_the_probes_alone_is_another_function(sandbox: SandboxExecutor) -> None:
+    only_there = f"{HELD_OUT} if items != [4, 7, 2] else 5"
+    (behaviour,) = behaviours([task(OTHERWISE)], sandbox)
+    assert behaviours([task(only_there)], sandbox) == [behaviour]
+    archive = stored(task(OTHERWISE, behaviour=behaviour))
+    problems = program(only_there, "unlike", output="5"), program(only_there, "like", "[3]", "0")
+    assert [problem.id for problem in looked(archive, *problems, executor=sandbox).touched] == ["like"]
 
 
 def test_behaviour_is_measured_as_the_gate_does(sandbox: SandboxExecutor) -> None:
