@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import TypedDict
 
 from selfplay_gym import grading, maths
@@ -48,6 +49,7 @@ class EvalProtocol:
         name: Under which results report it.
         style: Prompt style; None takes what suits the model: its chat template, else text to be completed.
         template: Prompts are ``prompts/TEMPLATE.FAMILY.txt``, worked examples included; empty takes the family's own.
+        texts: Without a template, the prompt texts that the family's own prompt is made of: they are in the hash.
         closed: The prompt does not open the thought, as style azr else does.
         sampling: Its seed is no part of the protocol. Without a limit of tokens the style's is taken.
         stops: A completion ends where one of these begins: a model that completes text goes on with further examples.
@@ -56,6 +58,7 @@ class EvalProtocol:
     name: str = "default"
     style: str | None = None
     template: str = ""
+    texts: tuple[str, ...] = ()
     closed: bool = False
     sampling: Sampling = GREEDY
     stops: tuple[str, ...] = ()
@@ -65,7 +68,8 @@ class EvalProtocol:
         fields = asdict(self)
         del fields["sampling"]["seed"]
         rules = {"rules": grading.RULES, "maths": maths.RULES}
-        return grading.digest({**fields, **rules, "texts": _texts(self.template)})
+        texts = {name: _text(name) for name in self.texts} | _texts(self.template)
+        return grading.digest({**fields, **rules, "texts": texts})
 
     def settings(self, fields: object = None) -> dict[str, object]:
         """Return what goes into a result's settings beside the hash of the prompts.
@@ -110,11 +114,16 @@ class EvalProtocol:
 
 def _texts(template: str) -> dict[str, str]:
     """Return the texts of a template by family; none without one."""
-    if not template:
-        return {}
-    files = {file.name: file for file in resources.files(PROMPTS).joinpath("prompts").iterdir()}
-    own = [name for name in sorted(files) if name.startswith(f"{template}.")]
-    return {name.split(".")[1]: files[name].read_text(encoding="utf-8") for name in own}
+    names = [file.name.removesuffix(".txt") for file in _folder().iterdir()]
+    return {name.split(".")[1]: _text(name) for name in sorted(names) if template and name.startswith(f"{template}.")}
+
+
+def _text(name: str) -> str:
+    return _folder().joinpath(f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _folder() -> Traversable:
+    return resources.files(PROMPTS).joinpath("prompts")
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -126,7 +135,13 @@ DEFAULT = EvalProtocol()
 # azr, whose last tag its evaluation leaves out. 16,000 tokens for mathematics; 8,096 for LiveCodeBench, and none stated
 # for the other code sets. CRUXEval is only watched during training, with the prompts of training.
 _AZR = EvalProtocol("azr-paper", style="azr")
-_AZR_MATHS = replace(_AZR, closed=True, sampling=Sampling(max_new_tokens=16_000))
+_FRAME = "frame.azr"
+_AZR_MATHS = replace(
+    _AZR, texts=(_FRAME, "maths.solve.long"), closed=True, sampling=Sampling(max_new_tokens=16_000)
+)  # fmt: skip
+_AZR_CRUXEVAL = replace(
+    _AZR, texts=(_FRAME, "deduction.solve.long", "abduction.solve.long"), sampling=Sampling(max_new_tokens=8096)
+)  # fmt: skip
 _AZR_CODE = replace(_AZR, closed=True, sampling=Sampling(max_new_tokens=8096))
 
 _CUSTOMARY = EvalProtocol("customary")
@@ -145,7 +160,7 @@ _EVALPLUS = replace(_CUSTOMARY, sampling=Sampling(max_new_tokens=768))
 
 PROTOCOLS: dict[str, dict[str, EvalProtocol]] = {
     "azr-paper": {
-        "cruxeval": replace(_AZR, sampling=Sampling(max_new_tokens=8096)),
+        "cruxeval": _AZR_CRUXEVAL,
         **dict.fromkeys(("humaneval+", "mbpp+", "livecodebench"), _AZR_CODE),
         **dict.fromkeys(("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"), _AZR_MATHS),
     },

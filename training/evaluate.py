@@ -83,8 +83,8 @@ def evaluate(
     there = load_checked(names, Source(executor, data_dir), choice, skip_missing).suites
     policy = model if isinstance(model, Policy) else _load(str(model), backend)
     suited = style_of(policy.tokenizer)
-    for name in there:
-        _check_fit(policy, choice.of(suites.parted(name)[0]), suited)
+    for suite in there:
+        _check_fit(policy, choice.of(suites.parted(suite)[0]), suited)
     where = policy.model.name_or_path if isinstance(model, Policy) else str(model)
     # The weights of a loaded policy may be any: nothing is taken for answers of theirs.
     state = uuid.uuid4().hex if isinstance(model, Policy) else fingerprint(where)
