@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from selfplay_gym.errors import InvalidConfig, InvalidData, MissingData
 from selfplay_gym.tables import NO_FOLDER, Row, Table, rows_of, table_of
+
+CONNECT_SECONDS = 10.0
 
 Fields = dict[str, object]
 """One row of ours."""
@@ -70,13 +75,22 @@ def fetch(name: str) -> Table:
 
 def _download(wanted: HubSet) -> Path:
     try:
-        from huggingface_hub import hf_hub_download
+        import huggingface_hub as client
     except ImportError:
         raise InvalidConfig(_needs("huggingface_hub", wanted)) from None
+    download = partial(
+        client.hf_hub_download, wanted.id, wanted.file, repo_type="dataset", revision=wanted.revision
+    )  # fmt: skip
+    with suppress(Exception):  # not kept here yet
+        return Path(download(local_files_only=True))
     try:
-        return Path(hf_hub_download(wanted.id, wanted.file, repo_type="dataset", revision=wanted.revision))
+        # Asked first, since it fails at once and says why: the download tries for half a minute, telling of each try.
+        address = client.hf_hub_url(wanted.id, wanted.file, repo_type="dataset", revision=wanted.revision)
+        client.get_hf_file_metadata(address, timeout=CONNECT_SECONDS)
+        return Path(download())
     except Exception as error:  # the client's own, its HTTP library's, the operating system's
-        why = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0][:200]
+        told = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
+        why = re.sub(r" ?https?://[^\s:]+:?[^\s:]*", "", told)[:200]  # the address is that of `wanted`, and long
         raise MissingData(f"{NO_FOLDER}; {wanted.where} cannot be had from the hub either: {why}") from None
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from selfplay_gym.errors import InvalidConfig, MissingData
+from selfplay_gym.errors import InvalidConfig, MissingData, UnknownId
 from selfplay_gym.protocols import Executor, TaskFamily
-from selfplay_gym.registry import Registry
+from selfplay_gym.registry import Registry, unknown
 from selfplay_gym.tables import DATA_VARIABLE as DATA_VARIABLE
+from selfplay_gym.tables import NO_FOLDER
 from selfplay_gym.tables import Row as Row
 from selfplay_gym.tables import Table as Table
 from selfplay_gym.tables import open_table as open_table
@@ -235,7 +236,11 @@ class Loaded:
             return self
         if len(self.missing) == 1 and not self.suites:
             raise MissingData(*self.missing.values())
-        told = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
+        # What all have in common is said once.
+        parts = [f"{name}: {why.removeprefix(NO_FOLDER).lstrip('; ')}" for name, why in self.missing.items()]
+        if any(why.startswith(NO_FOLDER) for why in self.missing.values()):
+            parts.insert(0, NO_FOLDER)
+        told = "; ".join(parts)
         total = len(self.missing) + len(self.suites)
         hint = " (--skip-missing goes on without them)" if self.suites else ""
         raise MissingData(f"no data for {len(self.missing)} of {total} suites{hint}: {told}")
@@ -259,7 +264,7 @@ def load_named(names: Sequence[str], source: Source, style_of: Callable[[str], s
     """
     if not names:
         raise InvalidConfig(f"no suite named; there are {', '.join(SUITES.names())}")
-    loaders = {name: cast(Loader, SUITES.load(parted(name)[0])) for name in expanded(names)}
+    loaders = {name: _loader(parted(name)[0]) for name in expanded(names)}
     found: dict[str, list[Suite]] = {}
     missing: dict[str, str] = {}
     seen: set[str] = set()
@@ -273,6 +278,12 @@ def load_named(names: Sequence[str], source: Source, style_of: Callable[[str], s
         found[name] = [suite for suite in loaded if suite.name not in seen]
         seen.update(suite.name for suite in loaded)
     return Loaded(found, missing)
+
+
+def _loader(name: str) -> Loader:
+    if name not in SUITES.paths():
+        raise UnknownId(unknown("suite", name, [*SUITES.names(), *group_names()]))
+    return cast(Loader, SUITES.load(name))
 
 
 def load(names: Sequence[str], source: Source) -> list[Suite]:

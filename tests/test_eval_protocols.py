@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from selfplay_gym import eval_protocols, grading, suites
 from selfplay_gym.answers import Answer, Question, Sampling
-from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
+from selfplay_gym.errors import InvalidConfig, InvalidData, MissingData, UnknownId
 from selfplay_gym.eval_protocols import DEFAULT, PROTOCOLS, Choice, EvalProtocol, cut, protocol_of, protocols_of
 from selfplay_gym.evaluating import Model, evaluate_answers, rescore
 from selfplay_gym.executors.sandbox import SandboxExecutor
@@ -305,6 +306,24 @@ def test_no_worked_example_is_a_row_that_is_scored() -> None:
             grams = {" ".join(words[i : i + 8]) for i in range(len(words) - 7)}
             spread = [" ".join(re.findall(r"\w+", text)) for text in texts]
             assert not [gram for gram in grams for text in spread if gram in text]
+
+
+# -- groups, and what is missing ---------------------------------------------------------------------------------------
+
+
+def test_what_was_skipped_is_told_and_scoring_again_does_not_ask_for_it(
+    sandbox: SandboxExecutor, tmp_path: Path
+) -> None:
+    keep, folder = tmp_path / "kept.jsonl", tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(FIXTURES / "cruxeval.jsonl", folder)
+    how: dict[str, Any] = {"data_dir": folder, "skip_missing": True, "keep": keep}
+    report = ask(Scripted(), ["arc_1d", "cruxeval-o:2"], sandbox, **how)
+    assert [result.suite for result in report.results] == ["cruxeval-o"]
+    assert report.warnings()[0].startswith("arc_1d is left out: ")
+    assert rescore(keep, sandbox, data_dir=folder).as_dict() == report.as_dict()
+    with pytest.raises(MissingData, match="no data for 1 of 2 suites"):
+        ask(Scripted(), ["arc_1d", "cruxeval-o:2"], sandbox, data_dir=folder)
 
 
 def test_a_file_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfplay_gym import suites
-from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
+from selfplay_gym.errors import InvalidConfig, InvalidData, MissingData, UnknownId
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.grading import grade
 from selfplay_gym.suites import Source, Suite
@@ -301,3 +301,60 @@ def test_broken_pairs_are_named(
 
 def test_every_registered_suite_loads_as_a_function() -> None:
     assert all(callable(suites.SUITES.load(name)) for name in suites.SUITES.names())
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_stands_for_its_suites_and_no_problem_comes_twice() -> None:
+    assert suites.expanded(["quick", "gsm8k:20", "nano-easy:30"]) == suites.members("quick")
+    assert set(suites.members("azr-paper")) <= set(suites.SUITES.names())
+    assert {"aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"} <= set(suites.members("azr-paper"))
+    everything = suites.members("all")
+    assert {"nano", "cruxeval", "arc_1d-direct"} <= set(everything)
+    assert not suites.PARTS & set(everything)
+
+
+def test_the_parts_that_all_leaves_out_come_with_the_whole() -> None:
+    wholes = {part: part.partition("-")[0].removesuffix("24").removesuffix("25") for part in suites.PARTS}
+    assert set(wholes.values()) <= set(suites.members("all"))
+
+
+def test_a_member_of_a_group_that_does_not_exist_yet_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(suites.GROUPS, "mine", ("nano-easy:3", "no_such_suite:9"))
+    assert suites.members("mine") == ["nano-easy:3"]
+
+
+def test_a_number_behind_a_name_takes_the_first_problems(executor: SandboxExecutor) -> None:
+    loaded = suites.load(["nano-easy:3", "cruxeval:2"], Source(executor, FIXTURES))
+    assert [(suite.name, len(suite.problems)) for suite in loaded] == [
+        ("nano-easy", 3), ("cruxeval-i", 2), ("cruxeval-o", 2),
+    ]  # fmt: skip
+    for wrong in ("nano-easy:0", "nano-easy:", "nano-easy:x", "nano-easy:-1"):
+        with pytest.raises(InvalidConfig, match="expected a suite as NAME or NAME:PROBLEMS"):
+            suites.load([wrong], Source(executor))
+
+
+def test_a_misspelt_group_is_told_the_nearest(executor: SandboxExecutor) -> None:
+    with pytest.raises(UnknownId, match="no suite 'quikc'; did you mean 'quick'"):
+        suites.load(["quikc"], Source(executor))
+
+
+def test_all_that_is_missing_is_told_at_once_and_can_be_skipped(executor: SandboxExecutor, tmp_path: Path) -> None:
+    folder = write(tmp_path, {"id": "a", "code": "def f(x):\n    return x", "input": "1", "output": "1"})
+    names = ["arc_1d", "cruxeval-o", "list_functions"]
+    with pytest.raises(MissingData, match=r"no data for 2 of 3 suites \(--skip-missing .*arc_1d: .*list_functions: "):
+        suites.load(names, Source(executor, folder))
+    found = suites.load_named(names, Source(executor, folder)).present(skip_missing=True)
+    assert [*found.suites] == ["cruxeval-o"]
+    assert [note.partition(":")[0] for note in found.notes()] == ["arc_1d is left out", "list_functions is left out"]
+    with pytest.raises(MissingData, match="holds none of arc_1d"):
+        suites.load_named(["arc_1d"], Source(executor, folder)).present(skip_missing=True)
+
+
+def test_broken_data_is_not_skipped(executor: SandboxExecutor, tmp_path: Path) -> None:
+    folder = write(tmp_path, {"id": "a"})
+    with pytest.raises(InvalidData, match="field 'code' is missing"):
+        suites.load_named(["cruxeval"], Source(executor, folder))
+    with pytest.raises(InvalidData, match="data folder nowhere does not exist"):
+        suites.load_named(["cruxeval"], Source(executor, Path("nowhere")))
