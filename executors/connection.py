@@ -313,6 +313,6 @@ def _is_plainly_canonical(value: str) -> bool:
 @lru_cache(maxsize=1024)
 def _is_canonical(value: str) -> bool:
     try:
-        return literals.canonical(value) == value
+        return literals.canonical(value, literals.MAX_PLAIN) == value
     except literals.NotALiteral:
         return False

@@ -94,7 +94,7 @@ class Ticket:
         program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
         inputs: Iterable[str | bytes] = job.inputs
         if job.literal_inputs:
-            most = literals.MAX_TEXT + 1  # is refused as any more, and less to read
+            most = literals.MAX_PLAIN + 1  # is refused as any more, and less to read
             inputs = [remembered_if_short(_marshalled, text[:most]) for text in job.inputs]
         cpu_seconds = FAST_SECONDS if self.is_hurried else limits.cpu_seconds
         numbers = (cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
@@ -176,7 +176,7 @@ def _cached_refusal(program: str) -> Refusal | None:
 def _marshalled(text: str) -> bytes | str:
     """Return the arguments that a text says, marshalled; or, as text, why it says none."""
     try:
-        return marshal.dumps(literals.parse_arguments(text))
+        return marshal.dumps(literals.parse_arguments(text, literals.MAX_PLAIN))
     except literals.NotALiteral as refusal:
         return str(refusal)
 

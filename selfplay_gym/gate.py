@@ -95,6 +95,9 @@ class GateConfig:
         for name in ("program_characters", "input_characters", "message_characters"):
             if not 1 <= getattr(self, name) <= programs.MAX_SOURCE:
                 raise InvalidConfig(f"{name} must be between 1 and {programs.MAX_SOURCE}, got {getattr(self, name)}")
+        if self.limits.output_bytes > literals.MAX_TEXT:  # a solver could not answer with a longer value
+            most = literals.MAX_TEXT
+            raise InvalidConfig(f"output_bytes of the gate must be at most {most}, got {self.limits.output_bytes}")
         for name in sorted(self.disabled - CHECKS.keys()):
             raise InvalidConfig(unknown("check", name, OPTIONAL))
         if refused := sorted(self.disabled - OPTIONAL):

@@ -16,6 +16,9 @@ import re
 import warnings
 
 MAX_TEXT = 65_536
+MAX_PLAIN = (
+    2**22
+)  # characters of integers, strings and lists alone, which are read at little cost; only where asked for
 MAX_DEPTH = 50
 MAX_INT_BITS = 14_000  # below CPython's limit of 4300 decimal digits, so that writing a value never raises
 
@@ -25,7 +28,7 @@ _FEW = 100  # numbers, written without counting characters on the way
 _SHORT = MAX_INT_BITS // 4  # characters: no integer in fewer digits is too large
 # An escape or a number that runs into a word may be warned of; nothing else in a literal is.
 _MAY_WARN = re.compile(r"\\|[0-9][A-Za-z_]")
-_AS_IN_JSON = re.compile(r"(?:[\[\]0-9, -]|'[ !#-&(-\[\]-~]*')*")  # but for the quotes
+_AS_IN_JSON = re.compile(r"(?:[\[\]0-9, -]|'[ !#-&(-\[\]-~]*+')*+")  # but for the quotes
 _NAMES = {"nan": math.nan, "inf": math.inf}
 
 
@@ -33,7 +36,7 @@ class NotALiteral(ValueError):
     """The text or value is outside the closed set of value types, or too large."""
 
 
-def parse(text: str) -> object:
+def parse(text: str, limit: int = MAX_TEXT) -> object:
     """Return the value of a literal; nothing is evaluated.
 
     Beyond `ast.literal_eval` it knows ``nan``, ``inf``, ``set()`` and ``frozenset(...)``, as `encode` writes them, and
@@ -42,22 +45,33 @@ def parse(text: str) -> object:
     >>> parse("{'a': [1, (2.5, None)]}"), parse("-inf"), parse("set()")
     ({'a': [1, (2.5, None)]}, -inf, set())
 
+    Text over `MAX_TEXT` characters, up to ``limit``, is read if it is plain: integers, strings without quotes and
+    backslashes, and lists of them.
+
     Raises:
-        NotALiteral: Anything else, including text over `MAX_TEXT` characters.
+        NotALiteral: Anything else, including text that is too long.
     """
-    return _convert(_tree(text.strip()).body, MAX_DEPTH)
+    text = text.strip()
+    if len(text) <= MAX_TEXT:
+        return _convert(_tree(text).body, MAX_DEPTH)
+    items = _as_in_json(text, limit)
+    if items is None or len(items) != 1:
+        raise NotALiteral("too large")
+    return items[0]
 
 
-def parse_arguments(text: str) -> tuple[list[object], dict[str, object]]:
+def parse_arguments(text: str, limit: int = MAX_TEXT) -> tuple[list[object], dict[str, object]]:
     """Return positional and keyword arguments of a call, given what stands between its parentheses.
 
     >>> parse_arguments("3, 'a', key=[1]")
     ([3, 'a'], {'key': [1]})
 
+    Of long text the same is read as by `parse`.
+
     Raises:
         NotALiteral: The text is not exactly one argument list of literals.
     """
-    simple = _as_in_json(text)
+    simple = _as_in_json(text, limit)
     if simple is not None:
         return simple, {}
     call = _tree(f"f({text}\n)").body
@@ -84,10 +98,10 @@ def encode(value: object, limit: int = MAX_TEXT, *, keep_order: bool = False) ->
 
     Raises:
         NotALiteral: A type outside the set (subclasses included), nesting over `MAX_DEPTH`, or a text over ``limit``
-            UTF-8 bytes. The message is ``"too large"`` in the last case.
+            UTF-8 bytes, or over `MAX_TEXT` characters and not plain. The message is ``"too large"`` in these cases.
     """
     text = _few_numbers(value) or _Encoder(limit, keep_order).write(value, MAX_DEPTH)
-    if len(text.encode("utf-8", "surrogatepass")) > limit:
+    if len(text.encode("utf-8", "surrogatepass")) > limit or (len(text) > MAX_TEXT and not _AS_IN_JSON.fullmatch(text)):
         raise NotALiteral("too large")
     return text
 
@@ -106,13 +120,13 @@ def _few_numbers(value: object) -> str | None:
     return text if len(text) < _SHORT else None
 
 
-def canonical(text: str) -> str:
+def canonical(text: str, limit: int = MAX_TEXT) -> str:
     """Return the canonical encoding of a literal given as text.
 
     >>> canonical("[1,2 , {2,1}]")
     '[1, 2, {1, 2}]'
     """
-    return encode(parse(text))
+    return encode(parse(text, limit), limit)
 
 
 def canonical_arguments(text: str) -> str:
@@ -127,17 +141,26 @@ def canonical_arguments(text: str) -> str:
     return ", ".join(words)
 
 
-def _as_in_json(text: str) -> list[object] | None:
+def _as_in_json(text: str, limit: int) -> list[object] | None:
     """Return integers, strings and lists of them by the fastest parser there is; None where it may differ from ours."""
-    if not _AS_IN_JSON.fullmatch(text) or len(text) > MAX_TEXT or text.count("[") >= MAX_DEPTH:
+    if len(text) > limit or not _AS_IN_JSON.fullmatch(text):
         return None
     from json import loads  # only the trainer gets here; a light server has no such module
 
     try:
         items: list[object] = loads("[{}]".format(text.replace("'", '"')))
-    except ValueError:  # also what Python would take, such as a comma at the end
+    except (ValueError, RecursionError):  # also what Python would take, such as a comma at the end
         return None
-    return items
+    return items if text.count("[") < MAX_DEPTH or _is_shallow(items) else None
+
+
+def _is_shallow(level: list[object]) -> bool:
+    """Return whether lists are nested no more deeply than a value may be."""
+    for _ in range(MAX_DEPTH):
+        level = [item for each in level if type(each) is list for item in each]
+        if not level:
+            return True
+    return False
 
 
 def _tree(text: str) -> ast.Expression:

@@ -56,7 +56,8 @@ class Limits:
         cpu_seconds: Processor time; decides the verdict, so that host load does not.
         wall_seconds: Clock time, for programs that sleep. At least ``cpu_seconds``.
         memory_bytes: Address space beyond what the warmed interpreter holds.
-        output_bytes: Length of the encoded value in UTF-8. Longer values are refused, never cut.
+        output_bytes: Length of the encoded value in UTF-8. Longer values are refused, never cut. Beyond 64 KiB a value
+            must be plain: integers, strings without quotes and backslashes, lists of them.
     """
 
     cpu_seconds: float = 1.0
@@ -69,7 +70,7 @@ class Limits:
             ("cpu_seconds", (int, float), 0.001, 3600.0),
             ("wall_seconds", (int, float), self.cpu_seconds, 7200.0),
             ("memory_bytes", (int,), 2**20, 2**40),
-            ("output_bytes", (int,), 1, 2**16),
+            ("output_bytes", (int,), 1, 2**22),
         ):
             value = getattr(self, name)
             # Exactly these types: a subclass, such as one of numpy's, does not reach a server as a number.

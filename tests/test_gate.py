@@ -504,6 +504,11 @@ def test_impossible_caps_are_refused(field: str, value: int) -> None:
         GateConfig(**{field: value})  # type: ignore[arg-type]
 
 
+def test_values_that_no_answer_could_hold_are_no_tasks() -> None:
+    with pytest.raises(InvalidConfig, match="output_bytes of the gate must be at most 65536, got 65537"):
+        GateConfig(limits=Limits(output_bytes=65_537))
+
+
 # -- what is off unless asked for ------------------------------------------------------------------------------------
 
 

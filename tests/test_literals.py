@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from selfplay_gym import literals
 from selfplay_gym.literals import (
     MAX_DEPTH,
+    MAX_PLAIN,
     MAX_TEXT,
     NotALiteral,
     canonical,
@@ -192,6 +193,40 @@ def test_deep_and_large_texts_are_refused(text):
         parse(text)
 
 
+LONG = [list(range(20_000)), ["a b", "", [-1, 0]], "[,] and so on" * 5000]
+
+
+def test_long_text_is_read_where_asked_for_if_it_is_plain():
+    text = encode(LONG, MAX_PLAIN)
+    assert len(text) > 2 * MAX_TEXT
+    assert parse(text, MAX_PLAIN) == LONG
+    assert canonical(text, MAX_PLAIN) == text
+    assert parse_arguments(f"'0', {text}", MAX_PLAIN) == (["0", LONG], {})
+    for refused in (text, f"{text}, 1", text[:-1], text.replace("'", '"'), text.replace("1", "1.0"), f"({text})"):
+        with pytest.raises(NotALiteral, match="too large"):
+            parse(refused, MAX_PLAIN if refused is not text else MAX_TEXT)
+
+
+@pytest.mark.parametrize(
+    "value", [[1.5] * 20_000, [True] * 20_000, ["it's"] * 20_000, (1,) * 40_000, {"a": [1] * 40_000}]
+)
+def test_a_long_value_that_is_not_plain_is_not_written(value):
+    with pytest.raises(NotALiteral, match="too large"):
+        encode(value, MAX_PLAIN)
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1, 100_000])
+def test_long_text_may_be_as_deep_as_short_text(depth):
+    short, long = ("[" * depth + blank + "1" + "]" * depth for blank in ("", " " * MAX_TEXT))
+    shallow = depth < MAX_DEPTH
+    for text, limit in ((short, MAX_TEXT), (long, MAX_PLAIN)):
+        if shallow:
+            assert parse(text, limit) == parse(short)
+        else:
+            with pytest.raises(NotALiteral):
+                parse(text, limit)
+
+
 def test_the_depth_that_is_allowed():
     text = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert canonical(text) == text
@@ -263,5 +298,5 @@ def test_simple_values_are_read_the_same_by_the_fast_parser(text):
 
     fast = read()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(literals, "_as_in_json", lambda text: None)
+        patch.setattr(literals, "_as_in_json", lambda text, limit: None)
         assert read() == fast

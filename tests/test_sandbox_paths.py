@@ -382,3 +382,13 @@ def test_only_short_texts_are_remembered(remembers):
     remembers.cache_clear()
     remembered_if_short(remembers, "'a'")
     assert remembers.cache_info().currsize == 1
+
+
+def test_long_plain_values_go_in_and_come_out_where_the_limits_say_so(executor):
+    wide = Limits(output_bytes=2**20, cpu_seconds=5.0)
+    numbers = literals.encode(list(range(100_000)), 2**20)
+    assert one(executor, "def f(n): return list(range(n))", "100_000", limits=wide).value == numbers
+    assert one(executor, "def f(xs): return len(xs), xs[-1]", numbers, limits=wide).value == "(100000, 99999)"
+    assert one(executor, "def f(n): return list(range(n))", "100_000").status is Status.OUTPUT_LIMIT
+    refused = one(executor, "def f(n): return [i / 2 for i in range(n)]", "100_000", limits=wide)
+    assert (refused.status, refused.error_type) == (Status.OUTPUT_LIMIT, "value")
