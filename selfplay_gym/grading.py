@@ -28,7 +28,7 @@ from rich.table import Table
 from selfplay_gym import statistics, suites
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.frame import answer_of
-from selfplay_gym.protocols import Executor
+from selfplay_gym.protocols import Executor, TwoRunFamily
 from selfplay_gym.statistics import Estimate
 from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.types import Execution, Job, Status, Task, Verdict
@@ -272,12 +272,12 @@ def grade(
         ExecutorError: The sandbox as a whole could not be started.
     """
     samples = [(p, text) for p in suite.problems if p.task is not None for text in completions.get(p.id, ())]
-    judged = _judge([(p.task, extract(text)) for p, text in samples if p.task], suite, executor, on_progress)
-    by_problem: dict[str, list[_Judged]] = {problem.id: [] for problem in suite.problems}
+    judged = judge([(p.task, extract(text)) for p, text in samples if p.task], suite, executor, on_progress)
+    by_problem: dict[str, list[Judged]] = {problem.id: [] for problem in suite.problems}
     for (problem, _), found in zip(samples, judged, strict=True):
         by_problem[problem.id].append(found)
     for problem_id, count in (unanswered or {}).items():
-        by_problem[problem_id] += [_Judged(Verdict(None, "no verdict: no answer"))] * count
+        by_problem[problem_id] += [Judged(Verdict(None, "no verdict: no answer"))] * count
     rows = tuple(_row(problem, by_problem[problem.id]) for problem in suite.problems)
     shares = [found.share for found in judged if found.share is not None]
     framed = [answer_of(text) is not None for _, text in samples]
@@ -285,7 +285,7 @@ def grade(
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class Judged:
     """What is known of one sample.
 
     Attributes:
@@ -299,18 +299,49 @@ class _Judged:
     vote: str | None = None
 
 
-def _judge(
-    attempts: Sequence[tuple[Task, str]], suite: Suite, executor: Executor, on_progress: Progress | None
-) -> list[_Judged]:
-    checked = [suite.families[task.family].check(task, answer) for task, answer in attempts]
-    jobs = [replace(check, limits=suite.limits) for check in checked if isinstance(check, Job)]
-    executions = iter(run_in_chunks(jobs, executor, on_progress))
-    judged: list[_Judged] = []
-    for (task, answer), check in zip(attempts, checked, strict=True):
-        runs = next(executions) if isinstance(check, Job) else ()
+Check = Verdict | Job
+
+
+def judge(
+    attempts: Sequence[tuple[Task, str]], suite: Suite, executor: Executor, on_progress: Progress | None = None
+) -> list[Judged]:
+    """Return what is known of each pair of a suite's task and an answer to it, in order.
+
+    Raises:
+        ExecutorError: The sandbox as a whole could not be started.
+    """
+    checks: list[Check] = [suite.families[task.family].check(task, answer) for task, answer in attempts]
+    executions = _run(checks, suite, executor, on_progress)
+    seconds = [_examined(suite, task, runs) for (task, _), runs in zip(attempts, executions, strict=True)]
+    if any(seconds):
+        checks = [second or check for second, check in zip(seconds, checks, strict=True)]
+        again = _run([second or _DONE for second in seconds], suite, executor, on_progress)
+        executions = [new or old for new, old in zip(again, executions, strict=True)]
+    judged: list[Judged] = []
+    for (task, answer), check, runs in zip(attempts, checks, executions, strict=True):
         verdict = _verdict(suite, task, check, runs)
-        judged.append(_Judged(verdict, _share(suite, task, verdict, runs), _vote(suite, task, answer, runs)))
+        judged.append(Judged(verdict, _share(suite, task, verdict, runs), _vote(suite, task, answer, runs)))
     return judged
+
+
+_DONE = Verdict(None)
+
+
+def _run(
+    checks: Sequence[Check], suite: Suite, executor: Executor, on_progress: Progress | None
+) -> list[tuple[Execution, ...]]:
+    """Return the executions of each check that is a job; none for the others."""
+    jobs = [replace(check, limits=suite.limits) for check in checks if isinstance(check, Job)]
+    executions = iter(run_in_chunks(jobs, executor, on_progress))
+    return [next(executions) if isinstance(check, Job) else () for check in checks]
+
+
+def _examined(suite: Suite, task: Task, runs: Sequence[Execution]) -> Check | None:
+    """Return what a family of two runs makes of the first one; None where that is for `_verdict` to say."""
+    family = suite.families[task.family]
+    if not runs or not isinstance(family, TwoRunFamily) or _failed(runs):
+        return None
+    return family.examine(task, runs)
 
 
 def run_in_chunks(
@@ -328,9 +359,13 @@ def run_in_chunks(
 def _verdict(suite: Suite, task: Task, check: Verdict | Job, runs: Sequence[Execution]) -> Verdict:
     if isinstance(check, Verdict):
         return check
-    if any(run.status is Status.NO_VERDICT for run in runs):
+    if _failed(runs):
         return Verdict(None, "no verdict: the executor failed")
     return suite.families[task.family].judge(task, runs)
+
+
+def _failed(runs: Sequence[Execution]) -> bool:
+    return any(run.status is Status.NO_VERDICT for run in runs)
 
 
 def _share(suite: Suite, task: Task, verdict: Verdict, runs: Sequence[Execution]) -> float | None:
@@ -348,7 +383,7 @@ def _vote(suite: Suite, task: Task, answer: str, runs: Sequence[Execution]) -> s
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() if text else ""
 
 
-def _row(problem: Problem, judged: Sequence[_Judged]) -> RowScore:
+def _row(problem: Problem, judged: Sequence[Judged]) -> RowScore:
     if problem.task is None:
         return RowScore(problem.id, None, f"no verdict: {problem.failure}", (None,), problem.group)
     if not judged:

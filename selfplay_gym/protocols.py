@@ -53,6 +53,18 @@ class TaskFamily(Protocol):
 
 
 @runtime_checkable
+class TwoRunFamily(TaskFamily, Protocol):
+    """A family of held-out suites whose answers run apart from the program that judges what they returned.
+
+    For programs of a data set that could be replaced by an answer in the same process, or told what it should return.
+    """
+
+    def examine(self, task: Task, executions: Sequence[Execution]) -> Verdict | Job:
+        """Return a verdict where the job of `check` decides, else the job that `judge` sees the executions of."""
+        ...
+
+
+@runtime_checkable
 class ProposingFamily(TaskFamily, Protocol):
     """A task family for which the policy can also write tasks. Held-out sets leave this half out.
 

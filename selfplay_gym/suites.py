@@ -59,6 +59,8 @@ SUITES = Registry(
         "arc_agi2_evaluation-direct": "selfplay_gym.tasks.arc:load_agi2_evaluation_direct",
         "sygus_pbe_strings": "selfplay_gym.tasks.sygus_strings:load",
         "sygus_pbe_strings-held": "selfplay_gym.tasks.sygus_strings:load_held",
+        "p3": "selfplay_gym.tasks.p3:load",
+        "p3-docstring": "selfplay_gym.tasks.p3:load_with_docstring",
         "gsm8k": "selfplay_gym.tasks.maths:gsm8k",
         "math500": "selfplay_gym.tasks.maths:math500",
         "aime24": "selfplay_gym.tasks.maths:aime24",
