@@ -61,6 +61,7 @@ SUITES = Registry(
         "sygus_pbe_strings-held": "selfplay_gym.tasks.sygus_strings:load_held",
         "p3": "selfplay_gym.tasks.p3:load",
         "p3-docstring": "selfplay_gym.tasks.p3:load_with_docstring",
+        "livecodebench": "selfplay_gym.tasks.livecodebench:load",
         "gsm8k": "selfplay_gym.tasks.maths:gsm8k",
         "math500": "selfplay_gym.tasks.maths:math500",
         "aime24": "selfplay_gym.tasks.maths:aime24",

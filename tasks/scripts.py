@@ -9,7 +9,7 @@ compared with must never be among the arguments.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from selfplay_gym import literals
 from selfplay_gym.programs import MAX_SOURCE
@@ -30,8 +30,8 @@ def call(source, entry, /, *arguments):
     return _run(source, __name__="program")[entry](*arguments)
 
 
-def call_method(source, method, /, **arguments):
-    return getattr(_run(source, __name__="program")["Solution"](), method)(**arguments)
+def call_method(source, method, /, *positional, **named):
+    return getattr(_run(source, __name__="program")["Solution"](), method)(*positional, **named)
 
 
 def printed(source, lines, /):
@@ -70,19 +70,18 @@ def call(source: str, entry: str, *arguments: str) -> Job:
     return _job(source, "call", [", ".join((literals.encode(entry), *arguments))])
 
 
-def call_method(source: str, method: str, arguments: Sequence[Mapping[str, object]]) -> Job:
+def call_method(source: str, method: str, inputs: Sequence[str]) -> Job:
     """Return the job that calls a method of the program's class ``Solution``, of a new object in each run.
 
     Args:
         source: Python that defines ``Solution``.
         method: Name of the method.
-        arguments: By name; one mapping a run.
+        inputs: Argument lists, as canonical text; one a run.
 
     Raises:
         NotALiteral: The source is too long.
     """
-    named = [[f"{name}={literals.encode(value)}" for name, value in given.items()] for given in arguments]
-    return _job(source, "call_method", [", ".join((literals.encode(method), *words)) for words in named])
+    return _job(source, "call_method", [", ".join(filter(None, (literals.encode(method), text))) for text in inputs])
 
 
 def printed(source: str, inputs: Sequence[str]) -> Job:
