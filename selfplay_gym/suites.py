@@ -62,6 +62,7 @@ SUITES = Registry(
         "p3": "selfplay_gym.tasks.p3:load",
         "p3-docstring": "selfplay_gym.tasks.p3:load_with_docstring",
         "livecodebench": "selfplay_gym.tasks.livecodebench:load",
+        "ifeval": "selfplay_gym.tasks.ifeval:load",
         "gsm8k": "selfplay_gym.tasks.maths:gsm8k",
         "math500": "selfplay_gym.tasks.maths:math500",
         "aime24": "selfplay_gym.tasks.maths:aime24",

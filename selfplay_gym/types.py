@@ -218,6 +218,21 @@ class NoVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A further metric of a suite, as far as one answer decides it.
+
+    Attributes:
+        name: Of the metric: the sum of ``right`` over that of ``of``, over all answers.
+        right: How many parts of the answer are right.
+        of: How many it has.
+    """
+
+    name: str
+    right: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What checking one answer gave.
 
@@ -226,12 +241,14 @@ class Verdict:
         reason: Why it is not right, in a few words; empty when right.
         well_formed: The completion kept to the think/answer frame.
         level: Which of several ways to decide did so, where a family has such.
+        marks: What the answer counts for in further metrics of its suite.
     """
 
     score: float | None
     reason: str = ""
     well_formed: bool = True
     level: str = ""
+    marks: tuple[Mark, ...] = ()
 
     @property
     def passed(self) -> bool:
