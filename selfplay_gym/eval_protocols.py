@@ -157,6 +157,10 @@ _TEN = Sampling(samples=10, temperature=0.2, max_new_tokens=1024)
 _CRUXEVAL = replace(_CUSTOMARY, template="direct", sampling=_TEN, stops=_QUESTION)
 # EvalPlus (arXiv:2305.01210): no examples, greedy, 768 tokens.
 _EVALPLUS = replace(_CUSTOMARY, sampling=Sampling(max_new_tokens=768))
+# Ten samples at 0.2 (arXiv:2403.07974).
+_LIVECODEBENCH = replace(_CUSTOMARY, sampling=Sampling(samples=10, temperature=0.2, max_new_tokens=2000))
+# The prompt alone, greedy (arXiv:2311.07911).
+_IFEVAL = replace(_CUSTOMARY, sampling=Sampling(max_new_tokens=1280))
 
 PROTOCOLS: dict[str, dict[str, EvalProtocol]] = {
     "azr-paper": {
@@ -167,6 +171,8 @@ PROTOCOLS: dict[str, dict[str, EvalProtocol]] = {
     "customary": {
         "cruxeval": _CRUXEVAL,
         **dict.fromkeys(("humaneval", "humaneval+", "mbpp", "mbpp+"), _EVALPLUS),
+        "livecodebench": _LIVECODEBENCH,
+        "ifeval": _IFEVAL,
         **dict.fromkeys(("gsm8k", "svamp", "asdiv", "multiarith"), _WORKED_MATHS),
         **dict.fromkeys(("math500", "minerva", "olympiadbench"), _BOXED),
         **dict.fromkeys(("aime24", "aime25", "amc23", "hmmt", "hmmt24", "hmmt25"), _COMPETITION),

@@ -281,8 +281,8 @@ def grade(
     rows = tuple(_row(problem, by_problem[problem.id]) for problem in suite.problems)
     shares = [found.share for found in judged if found.share is not None]
     framed = [answer_of(text) is not None for _, text in samples]
-    found = _result(suite, rows, shares, framed, settings or {}, seed)
-    return replace(found, extra={**found.extra, **_marked(suite, verdicts)})
+    result = _result(suite, rows, shares, framed, settings or {}, seed)
+    return replace(result, extra={**result.extra, **_marked(suite, by_problem)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,14 +438,15 @@ def _result(
     )
 
 
-def _marked(suite: Suite, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, float]:
+def _marked(suite: Suite, judged: Mapping[str, Sequence[Judged]]) -> dict[str, float]:
     """Return the further metrics that families mark; a problem without an answer is marked as an empty one."""
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
     for problem in suite.problems:
         if problem.task is None:
             continue
-        checked: Sequence[Check] = verdicts[problem.id] or [suite.families[problem.task.family].check(problem.task, "")]
+        checked: list[Check] = [found.verdict for found in judged[problem.id]]
+        checked = checked or [suite.families[problem.task.family].check(problem.task, "")]
         for mark in (mark for each in checked if isinstance(each, Verdict) for mark in each.marks):
             right[mark.name] += mark.right
             of[mark.name] += mark.of

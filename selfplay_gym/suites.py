@@ -166,10 +166,10 @@ Loader = Callable[[Source], list[Suite]]
 # -- groups and loading ------------------------------------------------------------------------------------------------
 
 PARTS = frozenset(
-    {"nano-easy", "nano-harder", "cruxeval-i", "cruxeval-o", "hmmt24", "hmmt25"}
+    {"nano-easy", "nano-harder", "cruxeval-i", "cruxeval-o", "hmmt24", "hmmt25", "p3-docstring"}
     | {f"{name}_io-{use}" for name in ("humaneval", "mbpp") for use in ("induction", "deduction", "abduction")}
 )
-"""Suites that come with another name too, and so are none of their own in `all`."""
+"""Suites that come with another name too, or ask its problems again, and so are none of their own in `all`."""
 
 GROUPS = {
     # The sets of Absolute Zero's results (arXiv:2505.03335, table 1).

@@ -17,6 +17,7 @@ from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.grading import SuiteResult, grade
 from selfplay_gym.livecodebench import converted
 from selfplay_gym.suites import Row, Source, Suite
+from selfplay_gym.tasks.livecodebench import LIMITS
 from selfplay_gym.types import Limits
 
 REAL = Path(os.environ.get(suites.DATA_VARIABLE, ""))
@@ -123,8 +124,9 @@ while frame:
 assert {needle} not in repr(seen)
 """
     hidden, given = searching.format(needle="chr(39).join(('[', '3', ', '))"), searching.format(needle="'1 ' + '2'")
-    assert score(executor, contest, {"add": [hidden]}).rows[0].reason == "another output"  # not found
-    assert score(executor, contest, {"add": [given]}).rows[0].reason == "error"  # found
+    patient = replace(contest, limits=LIMITS)
+    assert score(executor, patient, {"add": [hidden]}).rows[0].reason == "another output"  # not found
+    assert score(executor, patient, {"add": [given]}).rows[0].reason == "error"  # found
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------
