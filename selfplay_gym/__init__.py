@@ -18,19 +18,21 @@ from selfplay_gym.errors import (
     ExecutorError,
     InvalidConfig,
     InvalidData,
+    MissingData,
     RunFolderError,
     SelfPlayError,
     UnknownId,
 )
 from selfplay_gym.frame import answer_of, blocks, last_block
 from selfplay_gym.gate import CHECKS, Candidate, Gate, GateConfig, Outcome
-from selfplay_gym.protocols import ComposingFamily, Executor, ProposingFamily, TaskFamily
+from selfplay_gym.protocols import ComposingFamily, Executor, ProposingFamily, TaskFamily, TwoRunFamily
 from selfplay_gym.referee import ProposalRequest, Referee, RewardConfig, judge_answers
 from selfplay_gym.registry import Registry, executors, families, make_family
 from selfplay_gym.types import (
     Execution,
     Job,
     Limits,
+    Mark,
     NoVerdict,
     Policy,
     Proposal,
@@ -51,6 +53,7 @@ __all__ = [
     "Execution",
     "Job",
     "Limits",
+    "Mark",
     "NoVerdict",
     "Policy",
     "Proposal",
@@ -66,6 +69,7 @@ __all__ = [
     "ProposingFamily",
     "ComposingFamily",
     "TaskFamily",
+    "TwoRunFamily",
     # names
     "Registry",
     "environment_id",
@@ -104,6 +108,7 @@ __all__ = [
     "ExecutorError",
     "InvalidConfig",
     "InvalidData",
+    "MissingData",
     "RunFolderError",
     "SelfPlayError",
     "UnknownId",
