@@ -171,6 +171,40 @@ def _olympiadbench(row: Row, number: int) -> Fields:
     return {"id": f"olympiadbench/{row.value('id')}", **fields, "answer": answer}
 
 
+def _mbpp(statement: str, **names: str) -> Callable[[Row, int], Fields]:
+    renamed = _same("mbpp/", "task_id", prompt=statement, code="code", test_list="test_list", **names)
+    return lambda row, number: {**renamed(row, number), "split": "test"}
+
+
+_ASSERTION = re.compile(r"assertion\((\w+)\(\*inp\), (?:exp|ref_func\(\*inp\)), ([\d.e+-]+)\)")
+
+
+def _assertion(row: Row) -> re.Match[str]:
+    """Return the call at the end of a test program of EvalPlus, with the function's name and its tolerance."""
+    found = _ASSERTION.search(row.text("test"))
+    if found is None:
+        raise InvalidData(f"{row.where}: field 'test' must end with a call of assertion(...) on each input")
+    return found
+
+
+def _humanevalplus(row: Row, number: int) -> Fields:
+    names = ("prompt", "entry_point", "canonical_solution", "test")
+    fields: Fields = {name: row.text(name) for name in names}
+    return {"id": row.text("task_id"), **fields, "atol": float(_assertion(row)[2])}
+
+
+def _mbppplus(row: Row, number: int) -> Fields:
+    called, first = _assertion(row), next(iter(row.list("test_list")), "")
+    return {
+        "id": f"mbpp/{row.value('task_id')}",
+        "prompt": f'"""\n{row.text("prompt")}\n{first}\n"""\n',  # as EvalPlus itself shows it
+        "entry_point": called[1],
+        "canonical_solution": row.text("code"),
+        "atol": float(called[2]),
+        "test": row.text("test"),
+    }
+
+
 # Revisions, files, columns and sums as public code states them that has read these very files.
 SETS = {
     "cruxeval": HubSet(
@@ -180,6 +214,45 @@ SETS = {
         _same("", "id", code="code", input="input", output="output"),
         ("cruxeval", "cruxeval-i", "cruxeval-o"),
         "8368b81047dc5014e4caf5a2f97604eff7644e0ecd7415e3ceeb184bbc2e0c96",
+    ),
+    "humaneval": HubSet(
+        "openai/openai_humaneval",
+        "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+        "openai_humaneval/test-00000-of-00001.parquet",
+        _same("", "task_id", **{n: n for n in ("prompt", "entry_point", "canonical_solution", "test")}),
+        ("humaneval",),
+    ),
+    "humanevalplus": HubSet(
+        "evalplus/humanevalplus",
+        "d32357cf319e50e9c8d8dab5ea876c72b0fd321b",
+        "test.jsonl",
+        _humanevalplus,
+        ("humaneval+",),
+        "908377f1daf28dcb36846db73a5662b2e05a9907407c2696c89ad9d3b0b04492",
+    ),
+    "mbpp": HubSet(
+        "google-research-datasets/mbpp",
+        "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
+        "full/test-00000-of-00001.parquet",
+        _mbpp("text", test_setup_code="test_setup_code"),
+        ("mbpp",),
+        "566fd53060ffba5766dace1d1e2f4c38906781526de222b0dfbdbc325b696c77",
+    ),
+    "mbpp_sanitized": HubSet(
+        "google-research-datasets/mbpp",
+        "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
+        "sanitized/test-00000-of-00001.parquet",
+        _mbpp("prompt", test_imports="test_imports"),
+        ("mbpp_sanitized",),
+        "e9e9efa2c0d59ef5e55537a9d126b8f875d5ac010a8d75628d76824884e15850",
+    ),
+    "mbppplus": HubSet(
+        "evalplus/mbppplus",
+        "b2d74c91837c3f2a20c1299ae98133cbe7cfa077",
+        "data/test-00000-of-00001-d5781c9c51e02795.parquet",
+        _mbppplus,
+        ("mbpp+",),
+        "dc20030b3788fccf617444edcb34138ef13d7e4fafd17bfcb8c1279dbb12399b",
     ),
     "gsm8k": HubSet(
         "openai/gsm8k",

