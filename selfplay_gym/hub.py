@@ -254,6 +254,14 @@ SETS = {
         ("mbpp+",),
         "dc20030b3788fccf617444edcb34138ef13d7e4fafd17bfcb8c1279dbb12399b",
     ),
+    "ifeval": HubSet(
+        "google/IFEval",
+        "966cd89545d6b6acfd7638bc708b98261ca58e84",
+        "ifeval_input_data.jsonl",
+        _same("ifeval/", "key", **{n: n for n in ("prompt", "instruction_id_list", "kwargs")}),
+        ("ifeval",),
+        "6a85310ca8ce15eff755aa08a3a4ff931c7e273e7515ebb3c492ea85fd8288f2",
+    ),
     "gsm8k": HubSet(
         "openai/gsm8k",
         "cc7b047b6e5bb11b4f1af84efc572db110a51b3c",

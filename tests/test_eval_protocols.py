@@ -45,6 +45,8 @@ FROZEN = {
     "customary/humaneval+": "533f6b242d279618",
     "customary/mbpp": "533f6b242d279618",
     "customary/mbpp+": "533f6b242d279618",
+    "customary/livecodebench": "d11410964acb3b2a",
+    "customary/ifeval": "268bd25cd150190d",
     "customary/gsm8k": "e5c08278db125cce",
     "customary/svamp": "e5c08278db125cce",
     "customary/asdiv": "e5c08278db125cce",

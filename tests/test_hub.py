@@ -207,6 +207,9 @@ THEIRS = {
         "test_imports": [], "test_list": ["assert plus_one(1) == 2"], "test": PLUS,
     },
     "cruxeval": {"id": "sample_0", "code": "def f(x):\n    return x", "input": "1", "output": "1"},
+    "ifeval": {
+        "key": 1000, "prompt": "Use no comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}],
+    },
     "gsm8k": GSM8K,
     "math500": {"problem": "1+1?", "solution": "so", "answer": "2", "subject": "Algebra", "level": 1, "unique_id": "a"},
     "aime24": {"id": 60, "problem": "1+1?", "solution": "so", "answer": "025", "url": "u", "year": "2024"},
@@ -237,13 +240,15 @@ def test_a_row_of_theirs_makes_a_problem_of_ours(name: str, fake: Any, monkeypat
 
 
 @pytest.mark.skipif(not os.environ.get(suites.DATA_VARIABLE), reason=f"set {suites.DATA_VARIABLE} to the data files")
-@pytest.mark.parametrize("name", ["gsm8k", "math500", "aime24", "amc23", "hmmt25", "minerva_math", "olympiadbench"])
+@pytest.mark.parametrize(
+    "name", ["gsm8k", "ifeval", "math500", "aime24", "amc23", "hmmt25", "minerva_math", "olympiadbench"]
+)
 def test_rows_from_the_hub_have_the_ids_of_the_files(name: str) -> None:
     ours, _ = tables.open_table(Path(os.environ[suites.DATA_VARIABLE]), f"{name}.jsonl", f"{name}_dev.jsonl")
     made = hub.SETS[name].row(Row(THEIRS[name], ""), 0)
     prefix = str(made["id"]).rpartition("/")[0]
     assert str(ours.rows[0].text("id")).startswith(prefix)
-    assert {"id", "question", "answer"} <= made.keys()
+    assert made.keys() - {"solution"} <= ours.rows[0].fields.keys()
 
 
 @pytest.mark.skipif(not os.environ.get(suites.DATA_VARIABLE), reason=f"set {suites.DATA_VARIABLE} to the data files")
