@@ -131,17 +131,64 @@ def evaluate_answers(
         ExecutorError: The sandbox as a whole could not be started.
     """
     choice = Choice(protocol, style, sampling)
-    loaded = load_checked(names, Source(executor, data_dir, model.style), choice, skip_missing)
+    source = Source(executor, data_dir, model.style)
+    exam = prepare(names, source, choice, limit=limit, skip_missing=skip_missing)
+    return examine(model, exam, executor, keep=keep, evalplus=evalplus, console=console)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Suites as they are put to models of one style: loaded once, asked as often as one likes.
+
+    Attributes:
+        puts: The suites with their protocols.
+        names: The style they were loaded in, by the names that they were asked for under.
+        limit: Only the first so many problems of each.
+        seed: Of all samples.
+        notes: What a reader should know, such as what there is no data for.
+    """
+
+    puts: tuple[Put, ...]
+    names: Mapping[str, str]
+    limit: int | None
+    seed: int
+    notes: tuple[str, ...]
+
+
+def prepare(
+    names: Sequence[str], source: Source, choice: Choice, *, limit: int | None = None, skip_missing: bool = False
+) -> Exam:
+    """Load suites and settle how they are put to a model of the source's style.
+
+    Raises:
+        UnknownId: No suite, protocol or style of that name.
+        InvalidData: A data file is missing or broken.
+        InvalidConfig: A suite has no such protocol.
+    """
+    loaded = load_checked(names, source, choice, skip_missing)
     puts, styles = [], {}
     for name, found in loaded.suites.items():
-        settled = choice.of(suites.parted(name)[0]).suits(model.style)
+        settled = choice.of(suites.parted(name)[0]).suits(source.style)
         styles[name] = str(settled.style)
         puts += [Put(settled.over(suite.first(limit)), settled) for suite in found]
-    check_evalplus(evalplus, [put.suite for put in puts])
-    asked = {put.suite.name: put.asked(model) for put in puts}
+    return Exam(tuple(puts), styles, limit, choice.seed, tuple(loaded.notes()))
+
+
+def examine(
+    model: Model,
+    exam: Exam,
+    executor: Executor,
+    *,
+    keep: Path | None = None,
+    evalplus: Path | None = None,
+    console: Console | None = None,
+) -> Report:
+    """As `evaluate_answers`, on suites that are loaded already."""
+    check_evalplus(evalplus, [put.suite for put in exam.puts])
+    asked = {put.suite.name: put.asked(model) for put in exam.puts}
     versions = dict(model.versions)
-    evaluation = Evaluation(model.name, dict(model.source), styles, limit, choice.seed, asked, versions)
-    return _evaluate(model, puts, evaluation, executor, loaded.notes(), keep, evalplus, console)
+    evaluation = Evaluation(model.name, dict(model.source), exam.names, exam.limit, exam.seed, asked, versions)
+    return _evaluate(model, exam.puts, evaluation, executor, exam.notes, keep, evalplus, console)
 
 
 def _evaluate(
@@ -149,7 +196,7 @@ def _evaluate(
     puts: Sequence[Put],
     evaluation: Evaluation,
     executor: Executor,
-    notes: list[str],
+    notes: Sequence[str],
     keep: Path | None,
     evalplus: Path | None,
     console: Console | None,

@@ -33,7 +33,7 @@ CHARTS = {
     "Seconds a step": "seconds/step",
     "Live tasks in the archive": "archive/tasks",
 }
-PHASES = ("propose", "gate", "solve", "judge", "mismatch", "update", "holdout")
+PHASES = ("propose", "gate", "solve", "judge", "mismatch", "update", "holdout", "eval")
 """Parts of a step that are timed, in order; the rest is bookkeeping and checkpoints."""
 SANDBOX = ("gate", "judge")
 LATELY = 20
@@ -130,11 +130,25 @@ def _result_parts(result: Mapping[str, Any]) -> list[str]:
     return [
         f"<p><strong>{escape(result['verdict'])}</strong></p>",
         *(scores if rows else []),
+        *_suites(result.get("eval") or []),  # runs of earlier versions have none
         f"<p>{escape(facts)}</p>",
     ]
 
 
+def _suites(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the scores of held-out suites; what was not measured, or has no verdict, is a dash."""
+    names = ("suite", "metric", "n", "no verdict", "before", "after", "difference")
+    cells = [
+        [row["suite"], row["metric"], row["n"], row["no_verdict"], *(_percent(row, p) for p in names[4:]), _noise(row)]
+        for row in rows
+    ]
+    said = "<p>Held-out suites: scores in % with 95% intervals; answers and scores by problem are in eval/.</p>"
+    return [table((*names, ""), cells), said] if rows else []
+
+
 def _percent(row: Mapping[str, Any], part: str) -> str:
+    if row.get(part) is None:
+        return "-"
     low, high = row[f"{part}_interval"]
     return f"{100 * row[part]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
@@ -176,13 +190,20 @@ def _families(steps: Sequence[Mapping[str, float]]) -> list[str]:
 def _charts(steps: Sequence[Mapping[str, float]]) -> list[str]:
     families = _families(steps)
     found = []
-    for title, key in CHARTS.items():
-        keys = {name: key.format(name) for name in families} if "{}" in key else {"": key}
+    charts = {
+        title: {n: key.format(n) for n in families} if "{}" in key else {"": key} for title, key in CHARTS.items()
+    }
+    charts["Held-out suites: score"] = {key.removeprefix("eval/"): key for key in _evaluated(steps)}
+    for title, keys in charts.items():
         series = {n: [(s["step"], s[k]) for s in steps if math.isfinite(s.get(k, math.nan))] for n, k in keys.items()}
         series = {name: points for name, points in series.items() if len(points) > 1}
         if series:
             found.append(f"<figure><figcaption>{escape(title)}</figcaption>{chart(series)}</figure>")
     return found
+
+
+def _evaluated(steps: Sequence[Mapping[str, float]]) -> list[str]:
+    return sorted({key for step in steps for key in step if key.startswith("eval/")})
 
 
 # -- time and tokens ---------------------------------------------------------------------------------------------------

@@ -117,6 +117,28 @@ def kill_after(steps: int, folder: Path, *arguments: str | Path, delay: float = 
     return others
 
 
+def told(path: Path) -> list[tuple[float, int, str]]:
+    """Return what `told_run` has written: clock, step and phase."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [(float(clock), int(step), phase) for clock, step, phase in map(str.split, lines)]
+
+
+def kill_in(step: int, phase: str, delay: float, notes: Path, *arguments: str | Path) -> tuple[set[int], str]:
+    """Train until a phase of a step has begun, kill some time later; return the other processes and the last phase."""
+    notes.unlink(missing_ok=True)
+    command = (sys.executable, str(Path(__file__).with_name("told_run.py")), str(notes))
+    with started("train", *arguments, command=command) as process:
+        wait_for(lambda: any(seen[1:] == (step, phase) for seen in told(notes)), process, pause=0.001)
+        time.sleep(delay)
+        others = descendants(process.pid)
+        assert process.poll() is None, "the run was over before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _, where, last = told(notes)[-1]
+    print(f"killed {1000 * delay:.0f} ms after {phase} of step {step} began: in {last} of step {where}")
+    return others, last
+
+
 def descendants(pid: int) -> set[int]:
     """Return the processes below one, from /proc."""
     parents = {}

@@ -226,7 +226,7 @@ def test_a_mistake_is_told_where_it_was_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("foo.bar=1", "no setting 'foo'; there are backend, capacity, compare, continuous, dtype, evict, families,"),
+        ("foo.bar=1", "no setting 'foo'; there are backend, capacity, compare, continuous, dtype, eval, evict,"),
         ("learning_rate=1", "no setting 'learning_rate'; did you mean 'update.learning_rate'"),
     ],
 )

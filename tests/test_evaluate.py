@@ -387,7 +387,7 @@ def test_answers_of_other_weights_are_not_taken_for_those_of_these(
 
 def test_the_longest_prompts_are_asked_first_and_transformers_goes_on_beyond_the_context(policy: Policy) -> None:
     most = policy.model.config.max_position_embeddings
-    answerer = PolicyAnswerer(policy, False, Sampling(max_new_tokens=5))
+    answerer = PolicyAnswerer.of(policy, False, Sampling(max_new_tokens=5))
     asked = [Question(f"s/{n}", 0, "x" * n, 0) for n in (1, most, most - 3)]
     found = list(answerer.answers(asked))
     assert [question.id for question, _ in found] == [f"s/{most}", f"s/{most - 3}", "s/1"]

@@ -32,10 +32,12 @@ from tests.runs import (
     descendants,
     finished,
     kill_after,
+    kill_in,
     metrics,
     started,
     steps_done,
     tiny_policy,
+    told,
     train,
     wait_for,
     weights,
@@ -197,12 +199,6 @@ def instants(rng: random.Random) -> list[str]:
     return [phase for pair in zip(odd, even, strict=True) for phase in pair]
 
 
-def told(path: Path) -> list[tuple[float, int, str]]:
-    """Return what `told_run` has written: clock, step and phase."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [(float(clock), int(step), phase) for clock, step, phase in map(str.split, lines)]
-
-
 def lengths(phases: list[tuple[float, int, str]]) -> dict[str, float]:
     """Return the median seconds of each phase."""
     found: dict[str, list[float]] = {}
@@ -210,22 +206,6 @@ def lengths(phases: list[tuple[float, int, str]]) -> dict[str, float]:
         if phase != following:
             found.setdefault(phase, []).append(ended - began)
     return {phase: statistics.median(seconds) for phase, seconds in found.items()}
-
-
-def kill_in(step: int, phase: str, delay: float, notes: Path, *arguments: str | Path) -> tuple[set[int], str]:
-    """Train until a phase of a step has begun, kill some time later; return the other processes and the last phase."""
-    notes.unlink(missing_ok=True)
-    command = (sys.executable, str(Path(__file__).with_name("told_run.py")), str(notes))
-    with started("train", *arguments, command=command) as process:
-        wait_for(lambda: any(seen[1:] == (step, phase) for seen in told(notes)), process, pause=0.001)
-        time.sleep(delay)
-        others = descendants(process.pid)
-        assert process.poll() is None, "the run was over before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    _, where, last = told(notes)[-1]
-    print(f"killed {1000 * delay:.0f} ms after {phase} of step {step} began: in {last} of step {where}")
-    return others, last
 
 
 @pytest.mark.slow

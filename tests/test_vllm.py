@@ -472,7 +472,7 @@ def test_an_engine_is_asked_for_no_more_than_its_context_holds(
         return complete(requests)
 
     monkeypatch.setattr(policy, "complete", noted)
-    answerer = PolicyAnswerer(policy, False, Sampling(max_new_tokens=50))
+    answerer = PolicyAnswerer.of(policy, False, Sampling(max_new_tokens=50))
     found = {question.id: answer for question, answer in answerer.answers(asked)}
     assert lengths == [3, 50]
     assert found[f"s/{most}"] == answers.Answer("", finished=False)

@@ -11,8 +11,10 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from selfplay_gym.answers import Sampling
 from selfplay_gym.archive import Evict, How
 from selfplay_gym.errors import InvalidConfig, UnknownId
+from selfplay_gym.eval_protocols import Choice
 from selfplay_gym.gate import GateConfig
 from selfplay_gym.intrinsic import COMBINE
 from selfplay_gym.output import inert
@@ -20,6 +22,7 @@ from selfplay_gym.protocols import TaskFamily
 from selfplay_gym.referee import REFERENCES, RewardConfig
 from selfplay_gym.registry import make_family, unknown
 from selfplay_gym.rewards import LEARNABILITY
+from selfplay_gym.suites import SUITES, expanded, group_names, parted
 from selfplay_gym.types import Limits
 
 ADVANTAGES = ("trr++", "trr++-token", "group", "group-centred", "rae")
@@ -249,6 +252,62 @@ class Holdout(_Section):
     samples: int = Field(4, ge=1, description="attempts at each, at the solver's temperature")
 
 
+class Eval(_Section):
+    """Held-out suites that the policy is scored on, as `selfplay-gym eval` does."""
+
+    suites: tuple[str, ...] = Field(
+        min_length=1, description="suites and groups, `selfplay-gym list suites` and `list groups`"
+    )
+    every: int | None = Field(None, ge=1, description="steps from one evaluation to the next; null: at the ends alone")
+    before: bool = Field(True, description="score the starting policy too, so that the result tells the difference")
+    protocol: str = Field("default", description="how they are asked, `selfplay-gym list protocols`")
+    limit: int | None = Field(None, ge=1, description="only the first so many problems of each; null: all")
+    samples: int | None = Field(None, ge=1, description="answers to each problem; null: the protocol's")
+    temperature: float | None = Field(
+        None, ge=0, le=10, description="of the answers, 0 is greedy; null: the protocol's, such as 0"
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=1_000_000, description="longest answer; null: the protocol's, else 160 in style compact, or 2048"
+    )
+    skip_missing: bool = Field(False, description="go on without the suites that there is no data for")
+    data_dir: str | None = Field(
+        None, min_length=1, description="folder of the data files; null: the variable SELFPLAY_GYM_DATA says"
+    )
+
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> Eval:
+        known = [*SUITES.paths(), *group_names()]
+        for name in self.suites:
+            if parted(name)[0] not in known:
+                raise ValueError(unknown("suite", parted(name)[0], known))
+        try:
+            self.choice(0).check(expanded(self.suites))
+        except UnknownId as error:
+            raise ValueError(str(error)) from None
+        self.samplings("compact")
+        return self
+
+    def choice(self, seed: int) -> Choice:
+        """Return by which protocol the policy is asked, and what is to differ from it."""
+        stated = {"samples": self.samples, "temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        changes: Any = {name: value for name, value in stated.items() if value is not None} | {"seed": seed}
+        return Choice(self.protocol, None, changes)
+
+    def samplings(self, style: str) -> dict[str, Sampling]:
+        """Return how a policy of a style is sampled, by the names of the suites, groups resolved."""
+        choice = self.choice(0)
+        return {name: choice.of(parted(name)[0]).suits(style).sampling for name in expanded(self.suites)}
+
+    def longest(self, style: str) -> int:
+        """Return the longest answer, in tokens."""
+        return max(sampling.max_new_tokens or 1 for sampling in self.samplings(style).values())
+
+
 class RunConfig(_Section):
     """Everything that decides a run."""
 
@@ -276,6 +335,9 @@ class RunConfig(_Section):
     update: Update = Field(Update(), description="the optimizer's side of a step")
     holdout: Holdout | None = Field(
         Holdout(), description="frozen programs that judge the run, before and after; null: none"
+    )
+    eval: Eval | None = Field(
+        None, description="held-out suites that the policy is scored on, on the way and at the ends; null: none"
     )
     backend: str = Field("auto", description="what generates; auto: what suits the model and the machine")
     generation_batch: int = Field(
@@ -501,6 +563,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         keys, section = _keys(RunConfig), place.rpartition(".")[0]
         return unknown("setting", place, keys, [key for key in keys if key.rpartition(".")[0] == section])
+    if first["type"] == "missing":
+        return f"{place} must be given as well"
     got, plain = first["input"], isinstance(first["input"], (str, int, float))
     if first["type"] == "value_error":  # a check of ours, in its own words
         message = first["msg"].removeprefix("Value error, ")

@@ -90,7 +90,7 @@ def evaluate(
     state = uuid.uuid4().hex if isinstance(model, Policy) else fingerprint(where)
     asked = Model(
         name=name or where,
-        answerer=partial(PolicyAnswerer, policy),
+        answerer=partial(PolicyAnswerer.of, policy),
         source={"model": where, "files": state, "backend": backend},
         style=suited,
         versions=grading.versions_of("torch", "transformers", *(["vllm"] if backend == "vllm" else [])),
@@ -132,18 +132,29 @@ class PolicyAnswerer:
         policy: The policy.
         chat: Ask through its chat template.
         sampling: How to sample, with a limit of tokens.
+        at_once: Questions that are asked before their answers are kept.
+        context: Tokens, prompt and completion together, at which an engine ends; None goes on, as transformers does
+            beyond the context that a model was made for.
     """
 
     policy: Policy
     chat: bool
     sampling: Sampling
+    at_once: int
+    context: int | None = None
+
+    @classmethod
+    def of(cls, policy: Policy, chat: bool, sampling: Sampling) -> PolicyAnswerer:
+        """Return one as suits the policy's own back-end."""
+        if isinstance(policy.backend, VLLMBackend):
+            return cls(policy, chat, sampling, AT_ONCE_VLLM, positions(policy.model.config))
+        return cls(policy, chat, sampling, AT_ONCE)
 
     def answers(self, questions: Sequence[Question]) -> Generator[tuple[Question, Answer | Exception]]:
         """Yield each question with its answer, a batch at a time."""
-        size = AT_ONCE_VLLM if isinstance(self.policy.backend, VLLMBackend) else AT_ONCE
         order = sorted(questions, key=lambda question: len(question.prompt), reverse=True)
-        for start in range(0, len(order), size):
-            yield from self._batch(order[start : start + size])
+        for start in range(0, len(order), self.at_once):
+            yield from self._batch(order[start : start + self.at_once])
 
     def _batch(self, batch: Sequence[Question]) -> list[tuple[Question, Answer | Exception]]:
         requests = [self._request(question) for question in batch]
@@ -160,13 +171,11 @@ class PolicyAnswerer:
     def _request(self, question: Question) -> Request | None:
         """Return what is asked of the model; None where its prompt alone fills an engine that ends at its context.
 
-        That is a limit of the model's, not a failure of ours: its answer is empty and cut off. transformers goes on
-        beyond the context that a model was made for.
+        That is a limit of the model's, not a failure of ours: its answer is empty and cut off.
         """
         tokens, room = self.policy.encode(question.prompt, self.chat), self.sampling.max_new_tokens or 1
-        most = positions(self.policy.model.config)
-        if most is not None and isinstance(self.policy.backend, VLLMBackend):
-            room = min(room, most - len(tokens))
+        if self.context is not None:
+            room = min(room, self.context - len(tokens))
         return Request(tokens, room, self.sampling.temperature, question.seed) if room > 0 else None
 
 

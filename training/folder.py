@@ -1,6 +1,6 @@
 """A run's folder: one run at a time, resumable from the last complete checkpoint, whatever cut it off.
 
-config.yaml  metrics.jsonl  archive.sqlite  checkpoints/  completions/  holdout_before.json
+config.yaml  metrics.jsonl  archive.sqlite  checkpoints/  completions/  eval/  holdout_before.json
 clock.json  result.json  log.txt
 """
 
@@ -151,10 +151,7 @@ class RunFolder:
             if number > step:
                 shutil.rmtree(folder)
         self._truncate_metrics(step)
-        for file in (self.path / "completions").glob("step-*.jsonl"):
-            written = file.stem.removeprefix("step-")
-            if written.isdecimal() and int(written) > step:
-                file.unlink()
+        self._remove_later_files(step)
         return step
 
     def refuse_other(self, config: RunConfig, recipe: str) -> None:
@@ -209,6 +206,12 @@ class RunFolder:
             kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
             write_whole(self.metrics, "".join(line + "\n" for line in kept))
 
+    def _remove_later_files(self, step: int) -> None:
+        for file in (*self.path.glob("completions/step-*.jsonl"), *self.path.glob("eval/step-*.json*")):
+            written = file.name.partition(".")[0].removeprefix("step-")
+            if written.isdecimal() and int(written) > step:
+                file.unlink()
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one step's line."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -230,6 +233,10 @@ class RunFolder:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(folder / f"step-{step:06d}.jsonl", text)
 
+    def evaluation(self, step: int) -> str:
+        """Return the name of the file of an evaluation's scores; its answers stand beside it, in one more ``l``."""
+        return f"eval/step-{step:06d}.json"
+
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON file of the run, None where there is none."""
         path = self.path / name
@@ -240,6 +247,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run."""
+        (self.path / name).parent.mkdir(exist_ok=True)
         write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfplay_gym.errors import InvalidConfig
-from selfplay_gym.training import holdout
+from selfplay_gym.training import holdout, milestones
 from selfplay_gym.training.config import Lora, RunConfig
 from selfplay_gym.training.loading import check_source
 from selfplay_gym.training.run import source
@@ -323,7 +323,9 @@ def generation(config: RunConfig, shape: Shape, gpus: int, free: float) -> float
         return config.continuous.memory * max(free, 0.0)
     play = config.play
     solving = max(config.answers, holdout.rows(config))
-    phases = ((config.proposals, play.max_new_tokens.propose), (solving, play.max_new_tokens.solve))
+    phases = [(config.proposals, play.max_new_tokens.propose), (solving, play.max_new_tokens.solve)]
+    if config.eval:  # how many problems there are, and how long, the data alone tells: a full batch of usual prompts
+        phases.append((milestones.rows(config), config.eval.longest(config.style)))
     a_token = 2 * (shape.layers + 1) * shape.key_heads * shape.head_size * _weight_bytes(config)
     a_row = shape.vocabulary * (FLOAT32 * 3 + 8 + _weight_bytes(config))
     return max(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import re
 import signal
 import sys
@@ -13,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -32,7 +30,7 @@ from selfplay_gym.protocols import Executor
 from selfplay_gym.referee import Referee
 from selfplay_gym.registry import executors, unknown
 from selfplay_gym.report import write_report
-from selfplay_gym.training import holdout, vllm
+from selfplay_gym.training import holdout, milestones, vllm
 from selfplay_gym.training.advantages import make_estimator
 from selfplay_gym.training.backends import BACKENDS, WithStart
 from selfplay_gym.training.config import RunConfig
@@ -41,15 +39,15 @@ from selfplay_gym.training.evaluate import NANO_POLICY, positions
 from selfplay_gym.training.folder import RunFolder, contents
 from selfplay_gym.training.live import LiveTable
 from selfplay_gym.training.loading import check_source, check_template, load_tokenizer
+from selfplay_gym.training.milestones import Milestones
 from selfplay_gym.training.policy import Policy
+from selfplay_gym.training.result import show_result, versions
 from selfplay_gym.training.rollouts import Row, SelfPlay
 from selfplay_gym.training.trainer import Rollout, build_trainer
 from selfplay_gym.training.watch import StepWatch
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped and can be resumed."""
-
-PACKAGES = ("selfplay-gym", "torch", "transformers", "trl", "accelerate", "numpy")
 
 
 def load_policy(config: RunConfig) -> Policy:
@@ -108,12 +106,15 @@ def check_start(config: RunConfig) -> None:
     Raises:
         InvalidConfig: The model has no tokenizer, or none that writes chats where the style is chat.
         ExecutorError: No sandbox can be built here.
+        InvalidData: The data of a suite is missing or broken.
     """
     tokenizer = load_tokenizer(source(config))
     if config.style == "chat":
         check_template(tokenizer)
-    with executors.load("sandbox")():
-        pass
+    with executors.load("sandbox")() as executor:
+        exam = milestones.load(config, executor)
+    if exam is not None and "chat" in exam.names.values():
+        check_template(tokenizer)
 
 
 def _check_positions(config: RunConfig) -> None:
@@ -127,6 +128,17 @@ def _check_positions(config: RunConfig) -> None:
         raise InvalidConfig(
             f"play.prompt_tokens ({prompt}) and the longest of play.max_new_tokens ({longest}) add up to "
             f"{prompt + longest} tokens, but {config.model} reads {most} at most: lower one of them"
+        )
+    answer = config.eval.longest(config.style) if config.eval else None
+    if most is not None and answer is not None and answer >= most:
+        raise InvalidConfig(
+            f"eval.max_new_tokens must be set below the {most} tokens that {config.model} reads, prompt included, got "
+            f"{answer}"
+        )
+    if most is not None and config.backend == "vllm" and vllm.context(config) > most:
+        raise InvalidConfig(
+            f"play.prompt_tokens and eval.max_new_tokens add up to {vllm.context(config)} tokens, but {config.model} "
+            f"reads {most} at most: lower one of them"
         )
 
 
@@ -166,7 +178,7 @@ def run_rank(config: RunConfig, folder: RunFolder, *, resume: bool, console: Con
     return 0
 
 
-def _measures(config: RunConfig, step: int) -> bool:
+def _solves_holdouts(config: RunConfig, step: int) -> bool:
     """Return whether the hold-outs are solved after this step; after the last one they are anyway."""
     every = config.holdout.every if config.holdout else None
     return every is not None and step % every == 0 and step < config.steps
@@ -216,17 +228,17 @@ class Follower:
         pass
 
     def measure_before(self) -> None:
-        """Help to solve the hold-outs."""
+        """Help to solve the hold-outs and to answer the suites."""
         self.generator.follow()
 
     def measure_during(self, step: int) -> None:
-        """Help to solve the hold-outs, if it is time to."""
-        if _measures(self.config, step):
+        """Help to solve the hold-outs and to answer the suites, if it is time to."""
+        if _solves_holdouts(self.config, step) or milestones.due(self.config, step):
             _sync(self.policy)
             self.generator.follow()
 
     def finish(self) -> None:
-        """Help to solve the hold-outs again."""
+        """Help to solve the hold-outs again, and to answer the suites if that is still to be done."""
         self.generator.follow()
 
     def after_step(self, watch: StepWatch, rows: Sequence[Row]) -> None:
@@ -284,6 +296,7 @@ class Leader:
             self.start = self.folder.resume(self.config) if self.resume else 0
             self.executor: Executor = executors.load("sandbox")()
             stack.callback(self.executor.close)
+            self.milestones = Milestones(self.config, self.folder, self.policy, self.generator, self.executor)
             self.archive = stack.enter_context(self._open_archive())
             if self.resume:
                 self.archive.rewind(self.start)
@@ -319,7 +332,7 @@ class Leader:
     # -- around the trainer --------------------------------------------------------------------------------------------
 
     def measure_before(self) -> None:
-        """Solve the hold-outs with the starting policy, unless that was done before the run was cut off."""
+        """Solve hold-outs and suites with the starting policy, unless that was done before the run was cut off."""
         self.console.print(self._opening(), highlight=False, soft_wrap=True)
         with self.generator.leading():
             if self.config.holdout and self.folder.read_json("holdout_before.json") is None:
@@ -328,6 +341,8 @@ class Leader:
                 scores = self._measure("before")
                 self.folder.write_json("clock.json", {"holdout_before": time.monotonic() - began})
                 self.folder.write_json("holdout_before.json", scores)
+            if self.config.eval and self.config.eval.before and not self.milestones.measured(0):
+                self.milestones.measure(0, self.console)
             if not self.start:
                 self._seed_archive()
         self._step_started = time.monotonic()
@@ -336,13 +351,20 @@ class Leader:
         self._playing.enter_context(self.live)
 
     def measure_during(self, step: int) -> None:
-        """Solve the hold-outs, if it is time to; the solve rates stand beside the step's metrics."""
-        if not _measures(self.config, step):
+        """Solve hold-outs and suites, if it is time to; the scores stand beside the step's metrics."""
+        solves, answers = _solves_holdouts(self.config, step), milestones.due(self.config, step)
+        if not (solves or answers):
             return
         _sync(self.policy)
-        with self._watch.phase("holdout"), self.generator.leading():
-            scores = holdout.measure(self.config, self.policy, self.generator, self.executor, self.suites)
-        self._watch.metrics.update(holdout.rates(scores))
+        with self.generator.leading():
+            if solves:
+                with self._watch.phase("holdout"):
+                    scores = holdout.measure(self.config, self.policy, self.generator, self.executor, self.suites)
+                self._watch.metrics.update(holdout.rates(scores))
+            if answers:
+                with self._watch.phase("eval"):
+                    found = self.milestones.measure(step)
+                self._watch.metrics.update(found)
 
     def _seed_archive(self) -> None:
         if self.config.play.seed_tasks:
@@ -357,11 +379,14 @@ class Leader:
         clock = self.folder.read_json("clock.json") or {}
         with self.generator.leading():
             after = self._measure("after") if self.config.holdout else {}
+            if self.config.eval and not self.milestones.measured(self.config.steps):
+                self.milestones.measure(self.config.steps, self.console)
         rows = holdout.compare(before, after) if self.config.holdout else []
         # Over all sessions: what was interrupted counts no less than what came after.
         seconds = clock.get("holdout_before", 0.0) + self.folder.seconds_played() + time.monotonic() - began
         result = {
             "holdout": rows,
+            "eval": self.milestones.result() if self.config.eval else [],
             "verdict": holdout.verdict(rows) if rows else "No hold-out was asked for.",
             "steps": self.config.steps,
             "seconds": round(seconds, 1),
@@ -429,25 +454,6 @@ class Leader:
         self.console.print(
             f"Stopped after step {step}. Go on with: {self.folder.resume_command}", highlight=False, soft_wrap=True
         )
-
-
-def show_result(result: Mapping[str, Any], config: RunConfig, folder: RunFolder, console: Console) -> None:
-    """Print the hold-out table and the verdict of a finished run."""
-    if result["holdout"]:
-        assert config.holdout is not None
-        console.print(holdout.table(result["holdout"], config.holdout.samples))
-    console.print(result["verdict"], highlight=False, soft_wrap=True, style="bold")
-    steps = f"{result['steps']} step{'s' if result['steps'] != 1 else ''}"
-    console.print(
-        f"{steps} in {result['seconds'] / 60:.1f} minutes; everything is in {folder.path}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
 def _readable(row: Row) -> dict[str, Any]:

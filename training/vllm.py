@@ -305,17 +305,25 @@ def trainer_settings(config: RunConfig) -> dict[str, Any]:
     """
     if config.backend != "vllm":
         return {}
-    vllm, longest = config.vllm, max(config.play.max_new_tokens.model_dump().values())
+    vllm = config.vllm
     return {
         "use_vllm": True,
         "vllm_mode": vllm.mode,
         "vllm_gpu_memory_utilization": vllm.gpu_memory,
         "vllm_tensor_parallel_size": vllm.tensor_parallel,
-        "vllm_max_model_length": config.play.prompt_tokens + longest,
+        "vllm_max_model_length": context(config),
         "vllm_server_base_url": vllm.url,
         "vllm_server_timeout": vllm.start_seconds,
         "vllm_group_port": vllm.group_port,
     }
+
+
+def context(config: RunConfig) -> int:
+    """Return how many tokens, prompt and completion together, the engine of a run reads."""
+    lengths = list(config.play.max_new_tokens.model_dump().values())
+    if config.eval:
+        lengths.append(config.eval.longest(config.style))
+    return config.play.prompt_tokens + int(max(lengths))
 
 
 def check(config: RunConfig) -> None:
