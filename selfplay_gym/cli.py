@@ -361,6 +361,43 @@ def compare(
     _show(comparison.table(found), comparison.as_dict(found), json_file)
 
 
+@app.command(name="export-suite")
+def export_suite(
+    suite: Annotated[
+        str, typer.Argument(metavar="A,B", help="Suites and groups, as for `eval --suite`.", show_default=False)
+    ],
+    harness: Annotated[str, typer.Option("--format", help="lm-eval (lm-evaluation-harness) or inspect (Inspect).")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the tasks.")],
+    data_dir: DataDir = None,
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help="As for `eval`; each problem is asked once, whatever the protocol says.")
+    ] = "default",
+    style: Annotated[
+        str | None,
+        typer.Option(
+            show_default="the protocol's",
+            help="Prompt style: azr, chat or compact; in most protocols azr for lm-eval and chat for inspect.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, show_default="the protocol's", help="0 is greedy.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, show_default="the protocol's", help="Longest completion.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems of each suite.")] = None,
+) -> None:
+    """Write suites as tasks of another harness, which still has its answers judged in our sandbox."""
+    from selfplay_gym.harness import STYLES, export, once
+
+    if harness not in STYLES:
+        raise UsageError(registry.unknown("format", harness, STYLES))
+    choice = once(protocol, style, temperature=temperature, max_new_tokens=max_new_tokens)
+    with registry.executors.load("sandbox")() as executor:
+        command = export(_names(suite), harness, output, executor, choice=choice, data_dir=data_dir, limit=limit)
+    typer.echo(f"Tasks are in {output}. Run them with: {command}")
+
+
 @app.command(name="exec")
 def execute(
     file: Annotated[

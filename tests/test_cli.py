@@ -560,6 +560,35 @@ def test_rescore_names_what_it_cannot_read(run: Run, tmp_path: Path, one_sandbox
     assert "not written by `eval --keep`" in run("rescore", "plain.jsonl").line
 
 
+def test_suites_are_exported_with_the_command_that_runs_them(run: Run, tmp_path: Path, one_sandbox: None) -> None:
+    answer = run("export-suite", "nano", "--format", "lm-eval", "--output", "tasks", "--limit", "3")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.endswith(
+        f"--include_path {tmp_path}/tasks --tasks selfplay_gym_nano-easy,selfplay_gym_nano-harder\n"
+    )
+    assert len((tmp_path / "tasks" / "nano-easy.jsonl").read_text().splitlines()) == 3
+    again = run("export-suite", "nano", "--format", "inspect", "--output", "tasks")
+    assert (again.code, again.line) == (1, "error: tasks is there already: choose a new or empty folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nano", "--format", "lm-evil"], 2, "no format 'lm-evil'; did you mean 'lm-eval'?"),
+        (["nanu", "--format", "inspect"], 1, "no suite 'nanu'; did you mean 'nano'"),
+        (["nano", "--format", "inspect", "--style", "azt"], 1, "no prompt style 'azt'"),
+        (["cruxeval", "--format", "inspect", "--data-dir", "."], 1, "holds none of cruxeval.jsonl"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
+    run: Run, tmp_path: Path, one_sandbox: None, arguments: Sequence[str], code: int, said: str
+) -> None:
+    answer = run("export-suite", *arguments, "--output", "tasks")
+    assert answer.code == code
+    assert said in answer.line
+    assert files(tmp_path) == []
+
+
 @pytest.mark.parametrize("content", ["", "[1", "[]", "{}", '{"suites": 3}', '{"suites": [{"suite": "a"}]}', b"\xff"])
 def test_compare_refuses_other_files(run: Run, tmp_path: Path, content: str | bytes) -> None:
     write(tmp_path / "a.json", content)
