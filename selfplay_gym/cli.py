@@ -55,6 +55,17 @@ DataDir = Annotated[
     typer.Option(metavar="DIR", help="Folder of the data files; without it the variable SELFPLAY_GYM_DATA says."),
 ]
 
+Suites = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B",
+        help="Suites (`list suites`) and groups (`list groups`), separated by commas; A:9 is A's first 9 problems.",
+    ),
+]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="Go on without the suites that there is no data for.")
+]
+
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -141,13 +152,7 @@ def plan(
 
 @app.command(name="eval")
 def evaluate(
-    suite: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B",
-            help="Suites (`list suites`) and groups (`list groups`), separated by commas; A:9 is A's first 9 problems.",
-        ),
-    ],
+    suite: Suites,
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or `nano`.")] = None,
     completions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Score stored completions; MODEL is then left out.")
@@ -176,9 +181,7 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems of each suite.")] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Go on without the suites that there is no data for.")
-    ] = False,
+    skip_missing: SkipMissing = False,
     style: Annotated[
         str | None,
         typer.Option(
@@ -243,12 +246,15 @@ def evaluate(
     names = _names(suite)
     with registry.executors.load("sandbox")() as executor:
         if completions is not None:
+            from selfplay_gym.evaluating import progress
             from selfplay_gym.grading import score_completions
 
-            report = score_completions(completions, names, executor, data_dir, limit, skip_missing=skip_missing)
+            with progress(_progress_console(), "judging", None) as advance:
+                report = score_completions(
+                    completions, names, executor, data_dir, limit, advance, skip_missing=skip_missing
+                )  # fmt: skip
         else:
-            stated = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-            changes = {name: value for name, value in stated.items() if value is not None}
+            changes = _changes(samples=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
             how: dict[str, Any] = {
                 "protocol": protocol, "sampling": changes, "style": style, "data_dir": data_dir, "limit": limit,
                 "skip_missing": skip_missing, "keep": keep, "evalplus": evalplus, "console": _progress_console(),
@@ -269,6 +275,11 @@ def evaluate(
     _show_report(report, json_file)
 
 
+def _changes(**stated: float | None) -> Any:
+    """Return what is stated of a sampling."""
+    return {name: value for name, value in stated.items() if value is not None}
+
+
 def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
 
@@ -276,7 +287,7 @@ def _names(listed: str) -> list[str]:
 @app.command()
 def sweep(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
-    suite: Annotated[str, typer.Option(metavar="A,B", help="Suites, separated by commas (`list suites`).")],
+    suite: Suites,
     checkpoints: Annotated[
         str, typer.Option(metavar="WHICH", help="all; every:N for steps that N divides and the last; last:N.")
     ] = "all",
@@ -284,11 +295,19 @@ def sweep(
         bool, typer.Option("--start/--no-start", help="Begin with what the run started from, as step 0.")
     ] = True,
     data_dir: DataDir = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions a problem.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion, as for eval.")] = None,
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="As for eval.")] = "default",
+    samples: Annotated[
+        int | None, typer.Option(min=1, show_default="the protocol's", help="Completions a problem.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, show_default="the protocol's", help="0 is greedy.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, show_default="the protocol's", help="Longest completion.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many problems of each suite.")] = None,
-    style: Annotated[str | None, typer.Option(help="Prompt style, as for eval.")] = None,
+    skip_missing: SkipMissing = False,
+    style: Annotated[str | None, typer.Option(show_default="the protocol's", help="Prompt style, as for eval.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every sample.")] = 0,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default="RUN/sweep", help="Folder of answers, tables and curve.")
@@ -298,15 +317,14 @@ def sweep(
     """Score the checkpoints of a run on held-out suites, step by step; what is answered is not asked again."""
     _check_places(json_file)
     _prepare_torch()
-    from selfplay_gym.answers import Sampling
     from selfplay_gym.training import sweep as sweeping
 
-    sampling = Sampling(samples, temperature, max_new_tokens, seed)
     console = _progress_console()
     with registry.executors.load("sandbox")() as executor:
         found = sweeping.sweep(
-            run, _names(suite), executor, which=checkpoints, start=start, output=output, sampling=sampling, style=style,
-            data_dir=data_dir, limit=limit, console=console,
+            run, _names(suite), executor, which=checkpoints, start=start, output=output, protocol=protocol,
+            sampling=_changes(samples=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed),
+            style=style, data_dir=data_dir, limit=limit, skip_missing=skip_missing, console=console,
         )  # fmt: skip
     _show(found.table(), found.as_dict(), json_file)
     console.print(
@@ -469,34 +487,37 @@ def report(
         str | None, typer.Option(metavar="A,B", help="Also look for these suites in the archive, as `contamination`.")
     ] = None,
     data_dir: DataDir = None,
+    skip_missing: SkipMissing = False,
 ) -> None:
     """Write RUN/report.html: the result, alarms, curves, times, refused, hardest and newest tasks, in one file."""
     from selfplay_gym.report import write_report
 
-    more = _contamination(run, suite, data_dir).parts() if suite is not None else []
+    more = _contamination(run, suite, data_dir, skip_missing).parts() if suite is not None else []
     typer.echo(write_report(run, more))
 
 
 @app.command()
 def contamination(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not, or an archive itself.")],
-    suite: Annotated[str, typer.Option(metavar="A,B", help="Suites, separated by commas (`list suites`).")],
+    suite: Suites,
     data_dir: DataDir = None,
+    skip_missing: SkipMissing = False,
     ngram: Annotated[int, typer.Option(min=1, help="Words of an n-gram.")] = 13,
     json_file: JsonFile = None,
 ) -> None:
     """Say which held-out problems a run's archive holds: as a program, by what it does, or by a run of words."""
     _check_places(json_file)
-    found = _contamination(run, suite, data_dir, ngram)
+    found = _contamination(run, suite, data_dir, skip_missing, ngram)
     _show(found.table(), found.as_dict(), json_file)
 
 
-def _contamination(run: Path, suite: str, data_dir: Path | None, ngram: int = 13) -> Any:
+def _contamination(run: Path, suite: str, data_dir: Path | None, skip_missing: bool, ngram: int = 13) -> Any:
     from selfplay_gym.contamination import contamination
 
     with registry.executors.load("sandbox")() as executor:
         return contamination(
-            run, _names(suite), executor, data_dir=data_dir, n=ngram, console=_progress_console()
+            run, _names(suite), executor, data_dir=data_dir, skip_missing=skip_missing, n=ngram,
+            console=_progress_console(),
         )  # fmt: skip
 
 

@@ -103,12 +103,14 @@ class Contamination:
         programs: Distinct programs in it.
         n: Words of an n-gram.
         suites: One each.
+        notes: What else a reader should know, such as suites that were left out.
     """
 
     archive: str
     programs: int
     n: int
     suites: tuple[Overlap, ...]
+    notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """Return the counts as a table for people, with the first ids below."""
@@ -139,7 +141,7 @@ class Contamination:
             named = ", ".join(f"{problem.id} ({_named(problem)})" for problem in overlap.touched[:IDS_SHOWN])
             more = ", ..." if len(overlap.touched) > IDS_SHOWN else ""
             told += [f"{overlap.suite}: {named}{more}"] if named else []
-        return told
+        return [*told, *self.notes]
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` writes."""
@@ -167,6 +169,7 @@ def contamination(
     executor: Executor,
     *,
     data_dir: Path | None = None,
+    skip_missing: bool = False,
     n: int = NGRAM,
     console: Console | None = None,
 ) -> Contamination:
@@ -177,6 +180,7 @@ def contamination(
         names: Registered suites.
         executor: Runs the suites' programs on the gate's probes.
         data_dir: Folder of the data files.
+        skip_missing: Leave suites out that there is no data for, and say so.
         n: Words of an n-gram.
         console: Where to show progress, if anywhere.
 
@@ -190,13 +194,14 @@ def contamination(
         raise InvalidConfig(f"an n-gram must have at least 1 word, got {n}")
     path = run / "archive.sqlite" if run.is_dir() else run
     with Archive.read(path) as archive:
-        index = Index(suites.load(names, Source(executor, data_dir)), n)
+        loaded = suites.load_named(names, Source(executor, data_dir)).present(skip_missing)
+        index = Index([suite for found in loaded.suites.values() for suite in found], n)
         with progress(console, "behaviour of the suites", None) as advance:
             index.look_at_behaviour(archive, executor, advance)
         total = archive.statistics().programs
         with progress(console, "programs of the archive", total) as advance:
             index.look_at_texts(archive, total, advance)
-        return Contamination(str(path), total, n, tuple(index.overlaps()))
+        return Contamination(str(path), total, n, tuple(index.overlaps()), tuple(loaded.notes()))
 
 
 class Index:

@@ -400,14 +400,18 @@ def progress(console: Console | None, title: str, total: int | None, done: int =
 
 def _lines(console: Console, title: str, already: int) -> Progress:
     began = told = time.monotonic()
+    last = already
 
     def advance(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal told, began, already, last
         now = time.monotonic()
+        if done < last:  # another suite has begun
+            began, already = now, done
+        last = done
         if now - told < LINE_SECONDS:
             return
         told = now
-        rate = (done - already) / (now - began)
+        rate = (done - already) / (now - began) if now > began else 0.0
         left = f", {(total - done) / rate / 60:.0f} min left" if rate else ""
         line = f"{title}: {done} of {total}, {rate:.2g}/s{left}"
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -303,6 +303,21 @@ def test_evalplus_samples_are_programs_and_are_read_again(executor: Any, tmp_pat
 # -- progress ----------------------------------------------------------------------------------------------------------
 
 
+def test_progress_over_several_suites_counts_each_from_its_own_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 100.0, 200.0, 300.0])
+    monkeypatch.setattr("selfplay_gym.evaluating.time.monotonic", lambda: next(clock))
+    log = StringIO()
+    with evaluating.progress(Console(file=log, width=120), "judging", None) as advance:
+        advance(100, 100)
+        advance(50, 300)
+        advance(150, 300)
+    assert log.getvalue().splitlines() == [
+        "judging: 100 of 100, 1/s, 0 min left",
+        "judging: 50 of 300, 0/s",
+        "judging: 150 of 300, 1/s, 2 min left",
+    ]
+
+
 def test_progress_tells_rate_and_time_left_on_a_terminal_and_a_line_a_minute_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

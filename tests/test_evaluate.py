@@ -370,6 +370,12 @@ def test_a_model_that_was_interrupted_goes_on_and_gives_the_same(
     assert json.dumps(rescore(keep, FakeExecutor()).as_dict()) == json.dumps(straight.as_dict())
 
 
+def test_a_report_calls_the_model_by_its_name_or_where_it_is(checkpoint: Path) -> None:
+    how: dict[str, Any] = {"sampling": Sampling(max_new_tokens=2), "limit": 1}
+    assert evaluate(checkpoint, ["nano-easy"], FakeExecutor(), **how).model == str(checkpoint)
+    assert evaluate(checkpoint, ["nano-easy"], FakeExecutor(), name="mine", **how).model == "mine"
+
+
 def test_answers_of_other_weights_are_not_taken_for_those_of_these(
     policy: Policy, checkpoint: Path, tmp_path: Path
 ) -> None:

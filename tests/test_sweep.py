@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from selfplay_gym.answers import Sampling
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
+from selfplay_gym.eval_protocols import Changes
 from selfplay_gym.grading import Report, RowScore, SuiteResult
 from selfplay_gym.training import sweep as sweeping
 from selfplay_gym.training.generation import Request
@@ -28,7 +28,7 @@ from tests.conftest import FakeExecutor
 from tests.test_cli import Run, run  # noqa: F401  the fixture
 from tests.test_report import Page
 
-SHORT = Sampling(max_new_tokens=4)
+SHORT: Changes = {"max_new_tokens": 4}
 
 
 def save_policy(folder: Path, seed: int) -> Path:
@@ -119,7 +119,7 @@ def test_a_sweep_measures_goes_on_without_asking_again_and_names_what_it_skips(
     assert [again.points[n].results for n in (0, 2)] == [p.results for p in found.points]
     sweep(run_folder, ["nano"], echo, which="last:2", **how)
     assert asked == [3, 3, 3, 3, 3]  # of the other suite alone
-    sweep(run_folder, ["nano-easy"], echo, which="last:2", sampling=Sampling(max_new_tokens=5), limit=3)
+    sweep(run_folder, ["nano-easy"], echo, which="last:2", sampling={"max_new_tokens": 5}, limit=3)
     assert asked[5:] == [3, 3]  # other settings have other answers
     files = {path.name for path in (run_folder / "sweep").iterdir()}
     assert {"sweep.html", "sweep.json", "start.json", "checkpoint-4.json", "answers"} <= files
@@ -162,6 +162,8 @@ def test_what_cannot_be_swept_is_told(run_folder: Path, tmp_path: Path, echo: Fa
         sweep(run_folder, ["nanno"], echo)
     with pytest.raises(InvalidConfig, match=r"no checkpoint of .* can be evaluated: checkpoint-12: .*checkpoint-10: "):
         sweep(run_folder, ["nano-easy"], echo, which="last:1", start=False)
+    with pytest.raises(InvalidConfig, match="start, checkpoint-2, checkpoint-4, checkpoint-10: no protocol"):
+        sweep(run_folder, ["nano-easy"], echo, which="every:2", protocol="customary")
 
 
 def test_the_command_prints_a_table_and_says_where_the_curve_is(run_folder: Path, run: Run) -> None:  # noqa: F811

@@ -10,16 +10,17 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from selfplay_gym import grading
-from selfplay_gym.answers import GREEDY, Sampling
 from selfplay_gym.errors import InvalidConfig, InvalidData
+from selfplay_gym.eval_protocols import Changes
 from selfplay_gym.grading import Report
 from selfplay_gym.output import inert, write_whole
 from selfplay_gym.protocols import Executor
@@ -119,11 +120,11 @@ def sweep(
     which: str = "all",
     start: bool = True,
     output: Path | None = None,
-    sampling: Sampling = GREEDY,
+    protocol: str = "default",
+    sampling: Changes | None = None,
     style: str | None = None,
-    data_dir: Path | None = None,
-    limit: int | None = None,
     console: Console | None = None,
+    **how: Any,
 ) -> Sweep:
     """Evaluate checkpoints of a run on the named suites, and write ``sweep.html``, ``sweep.json`` and all answers.
 
@@ -136,14 +137,14 @@ def sweep(
         which: As for `select`.
         start: Whether to begin with what the run starts from.
         output: Folder of the files; by default ``sweep`` in the run folder.
-        sampling: How the policy is asked.
-        style: Prompt style; by default what suits the tokenizer.
-        data_dir: Folder of the data files.
-        limit: Take the first so many problems of each suite only.
+        protocol: How problems are put and answers sampled, as for `evaluate`.
+        sampling: What of the sampling is to differ from the protocol's.
+        style: Another prompt style than the protocol's.
         console: Where to show progress, if anywhere.
+        **how: Further arguments of `evaluate`: ``data_dir``, ``limit``, ``skip_missing``.
 
     Raises:
-        UnknownId: No suite or style of that name.
+        UnknownId: No suite, protocol or style of that name.
         InvalidData: There is no run, or a data file is missing or broken.
         InvalidConfig: ``which`` is wrong, or no checkpoint can be evaluated.
         ExecutorError: The sandbox as a whole could not be started.
@@ -155,13 +156,14 @@ def sweep(
     measured: list[Measured] = []
     result: Sweep | None = None
     began = time.monotonic()
+    asking = {"protocol": protocol, "sampling": sampling or {}, "style": style}
     for number, checkpoint in enumerate(asked, start=1):
         try:
             check_source(checkpoint.source)
-            keep = folder / "answers" / f"{checkpoint.name}-{_state(checkpoint, sampling, style)}.jsonl"
+            keep = folder / "answers" / f"{checkpoint.name}-{_state(checkpoint.source, asking)}.jsonl"
             report = evaluate(
-                checkpoint.source, names, executor, sampling=sampling, style=style, data_dir=data_dir, limit=limit,
-                keep=keep, name=checkpoint.name, console=console,
+                checkpoint.source, names, executor, keep=keep, name=checkpoint.name, console=console,
+                protocol=protocol, sampling=sampling, style=style, **how,
             )  # fmt: skip
         except InvalidConfig as error:
             skipped[checkpoint.name] = str(error)
@@ -170,21 +172,28 @@ def sweep(
         _free()
         write_whole(folder / f"{checkpoint.name}.json", json.dumps(report.as_dict(), indent=2) + "\n")
         measured.append(Measured.of(checkpoint.step, checkpoint.name, report, measured[0] if measured else None))
-        result = Sweep(str(run), tuple(measured), skipped, sampling.seed, report.versions)
+        result = Sweep(str(run), tuple(measured), skipped, report.seed, report.versions)
         result.write(folder)
         _say(console, _progress(report, checkpoint, number, len(asked), time.monotonic() - began))
     if result is None:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "there is none yet"
+        reasons = "; ".join(_by_reason(skipped)) or "there is none yet"
         raise InvalidConfig(f"no checkpoint of {run} can be evaluated: {reasons}")
     result.write(folder)  # with what was skipped after the last
     return result
 
 
-def _state(checkpoint: Checkpoint, sampling: Sampling, style: str | None) -> str:
-    """Return a hash of what the answers depend on beside the prompts; greedy ones on no seed."""
-    seed = sampling.seed if sampling.temperature else None
-    how = {"style": style, "tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "seed": seed}
-    return grading.digest({"files": fingerprint(checkpoint.source), **how})[:8]
+def _state(source: str, asking: Mapping[str, Any]) -> str:
+    """Return a hash of the model's files and of how it is asked, but for how often."""
+    sampling = {name: value for name, value in asking["sampling"].items() if name != "samples"}
+    return grading.digest({"files": fingerprint(source), **asking, "sampling": sampling})[:8]
+
+
+def _by_reason(skipped: Mapping[str, str]) -> list[str]:
+    """Return each reason once, with the names that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        names.setdefault(reason, []).append(name)
+    return [f"{', '.join(found)}: {reason}" for reason, found in names.items()]
 
 
 def _free() -> None:
