@@ -6,7 +6,8 @@ r"""Whether two final answers to a question of mathematics are the same, decided
    here: a number beyond `MAX_EXPONENT` is never computed, only known to differ from every number within. Decides both
    ways.
 3. ``symbolic``: math-verify, inside the sandbox and never in this process, because sympy and its parser hang, recurse
-   or eat memory on texts that are easy to write. Its time-outs are off; the sandbox kills at `LIMITS`.
+   or eat memory on texts that are easy to write. Its time-outs are off; the sandbox kills at `LIMITS`. Where it rounds,
+   `maths_program` looks again, since some answers would equal every reference.
 
 Who is to blame when level 3 gives no value? References are short and come from the data; every one of the known sets is
 read in a fraction of the limits. So a run that is killed for time or memory, crashes or raises does so because of what
@@ -24,6 +25,7 @@ from fractions import Fraction
 from typing import Literal
 
 from selfplay_gym import literals
+from selfplay_gym.maths_program import PROGRAM
 from selfplay_gym.types import Execution, Job, Limits, Status
 
 RULES = 1
@@ -41,28 +43,6 @@ MAX_EXPONENT = 1000
 """Largest exponent that is computed; beyond, a number is only known to be beyond."""
 
 _TAIL = 50_000  # characters at the end of a completion in which its answer is looked for
-
-# Runs in the sandbox: `policy="plain"` and the import send it to a server that holds math-verify.
-_PROGRAM = r"""
-from math_verify import parse, verify
-
-
-def number(parsed):
-    for value in parsed:
-        if getattr(value, "is_number", False):
-            return complex(value.evalf(20))
-    return None
-
-
-def f(reference, answer, relative):
-    gold, given = (parse("\\boxed{" + text + "}", parsing_timeout=None) for text in (reference, answer))
-    if verify(gold, given, timeout_seconds=None):
-        return True
-    if not relative:
-        return False
-    right, value = number(gold), number(given)
-    return right is not None and value is not None and abs(value - right) <= relative * abs(right)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +288,8 @@ def _value(body: re.Match[str]) -> Fraction | None:
     if exponent is None:
         return whole
     base = whole if power else Fraction(10)
-    if len(exponent) > 7 or abs(int(exponent)) > MAX_EXPONENT or base.numerator.bit_length() > 256:
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if len(exponent) > 7 or abs(int(exponent)) > MAX_EXPONENT or bits > 256:
         return whole if whole == 0 or (power and whole == 1) else None
     return base ** int(exponent) * (1 if power else whole)
 
@@ -457,7 +438,8 @@ def _items(text: str) -> list[str]:
 def job(reference: str, answer: str, rule: Rule = EXACTLY) -> Job:
     """Return the job of the symbolic level, whose execution `judged` understands."""
     texts = [literals.encode(_for_math_verify(text)) for text in (reference, answer)]
-    return Job(_PROGRAM, (f"{texts[0]}, {texts[1]}, {float(rule.relative)!r}",), policy="plain", limits=LIMITS)
+    # A plain program that imports math-verify goes to a server that holds it.
+    return Job(PROGRAM, (f"{texts[0]}, {texts[1]}, {float(rule.relative)!r}",), policy="plain", limits=LIMITS)
 
 
 def _for_math_verify(text: str) -> str:

@@ -171,6 +171,64 @@ def test_a_rule_holds_in_the_sandbox_too(
         )
 
 
+# Sums of large parts that cancel swallow what they are subtracted from, and math-verify takes what is small for 0.
+_SWALLOWS = r"1.0 \cdot 10^{30} - 10^{30} \cdot 1.0"
+_SWALLOWS_LETTERS = r"1.0 \cdot 10^{30}x + 1.0 \cdot 10^{30} - 10^{30} \cdot 1.0x - 10^{30} \cdot 1.0"
+FIT_ALL = {
+    "floats": (_SWALLOWS, ("5", "2.5", r"\frac{1}{3}", "x=5", r"\{7\}")),
+    "floats in a set": (rf"\{{{_SWALLOWS}\}}", ("5", r"\{7\}")),
+    "floats in an equation": (rf"x = {_SWALLOWS}", ("5", "x=5")),
+    "floats with letters": (_SWALLOWS_LETTERS, ("5", r"\sqrt{3}", r"\pi", "x+1", "x^2+1", "y=2x+3", "1,2,5")),
+    "a list of floats": (f"{_SWALLOWS}, {_SWALLOWS}+1", ("1,2", r"(1,2)")),
+    "integers": ("10^{30} - 10^{30}", ("2.5", "0.001")),
+    "nothing": ("0+0", ("2.88e-19", "4.6e-24", r"10^{-20}\pi")),
+    "nothing with a letter": ("0x", ("2.88e-19",)),
+    "a smaller one": (r"\frac{10^{-20}}{3}\pi", (r"10^{-20}\pi", "2.88e-19")),
+}
+
+
+@needs_math_verify
+@pytest.mark.parametrize("name", FIT_ALL)
+def test_no_answer_fits_every_reference(executor: SandboxExecutor, name: str) -> None:
+    answer, references = FIT_ALL[name]
+    for rule in (Rule(), Rule(relative=Fraction(1, 100)), Rule(several=True)):
+        assert [compare(reference, answer, rule) for reference in references] == [None] * len(references)
+        runs = executor.run([maths.job(reference, answer, rule) for reference in references])
+        assert [maths.judged(run[0]) for run in runs] == [Comparison(False, "symbolic", "another value")] * len(runs)
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        (r"\frac{1}{3}x + 1", "1 + x/3"),
+        (r"0.5x^2", r"\frac{x^2}{2}"),
+        (r"\{\frac{1}{3}, 2\}", r"\{2, 0.333333\}"),
+        (r"[\frac{1}{3}, 2)", "[0.333333, 2)"),
+        (r"\{x, x^2+x\}", r"\{x(x+1), x\}"),
+        (r"(-\infty, 0.5) \cup (1, \infty)", r"(-\infty, \frac{1}{2}) \cup (1, \infty)"),
+        (r"\frac{\pi}{4}", "0.785398"),
+        (r"\begin{pmatrix} 0.5 \\ 1 \end{pmatrix}", r"\begin{pmatrix} 1/2 \\ 1 \end{pmatrix}"),
+        ("0", r"\sqrt{2}\sqrt{3} - \sqrt{6}"),
+        ("y = 2x + 0.5", r"2y = 4x + 1"),
+        (r"2 \times 10^{-20}\pi", r"\pi \cdot 2 \cdot 10^{-20}"),
+        ("f(x) + 1", "1 + f(x)"),
+        (r"10^{400}\pi", r"\pi 10^{400}"),
+    ],
+)
+def test_what_was_right_by_value_still_is(executor: SandboxExecutor, reference: str, answer: str) -> None:
+    assert compare(reference, answer) is None
+    assert executor.run([maths.job(reference, answer)])[0][0].value == "True"
+
+
+@needs_math_verify
+def test_no_finite_number_is_within_a_share_of_infinity(executor: SandboxExecutor) -> None:
+    rule = Rule(relative=Fraction(1, 100))
+    pairs = ((r"\infty", "5"), (r"-\infty", r"\pi"), ("5", r"\infty"), (r"\infty", r"-\infty"))
+    runs = executor.run([maths.job(reference, answer, rule) for reference, answer in pairs])
+    assert [run[0].value for run in runs] == ["False"] * len(pairs)
+
+
 # -- texts that are meant to hurt --------------------------------------------------------------------------------------
 
 HOSTILE = {
@@ -179,6 +237,7 @@ HOSTILE = {
     "exponent": "1e999999999",
     "exponent of seven digits": "7e9999999",
     "power of seven digits": "7^{9999999}",
+    "power of a small number": "0." + "0" * 1900 + "1^{1000}",
     "5000 digits": "9" * 5000,
     "1900 digits": "9" * 1900,
     "factorial": "(10^{9})!",
