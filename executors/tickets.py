@@ -192,8 +192,11 @@ _CODECS = ("encode", "decode", "codecs", "namereplace", "\\N")
 
 
 _PACKAGES = {"numpy": NUMERIC, "math_verify": MATHS}
-_IMPORTS_OF = {
-    name: re.compile(rf"^[ \t]*(?:import|from)[ \t]+{name}\b", re.ASCII | re.MULTILINE) for name in _PACKAGES
+_IMPORTS_OF = {  # also behind other modules, statements or a colon; no search goes beyond the next of those
+    name: re.compile(
+        rf"(?:^|[;:])[ \t]*(?:import[ \t](?:[^\n;:#]*,)?|from[ \t])[ \t]*{name}\b", re.ASCII | re.MULTILINE
+    )
+    for name in _PACKAGES
 }
 
 

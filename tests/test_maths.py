@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +24,11 @@ import pytest
 
 from selfplay_gym import maths, suites
 from selfplay_gym.errors import InvalidConfig, InvalidData
+from selfplay_gym.executors import connection
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.grading import Report, SuiteResult, grade
 from selfplay_gym.maths import Comparison, Rule, compare, final_answer
+from selfplay_gym.maths_program import PROGRAM
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks.maths import _SETS
 from selfplay_gym.types import Execution, Job, Limits, Status
@@ -122,6 +128,11 @@ def test_the_list_tells_what_math_verify_itself_says(executor: SandboxExecutor) 
     runs = executor.run([Job(RAW, (text,), policy="plain", limits=limits) for text in texts])
     said = [run[0].value == "True" for run in runs]
     assert [p for p, own in zip(PAIRS, said, strict=True) if own is not p.get("math_verify", p["equal"])] == []
+
+
+def test_thousands_are_no_unit() -> None:
+    for word in ("hundreds", "thousands", "millions", "dozens"):
+        assert compare("5", f"5 {word}") != Comparison(True, "numeric"), word
 
 
 @pytest.mark.parametrize(
@@ -327,6 +338,51 @@ def test_the_parser_is_never_loaded_here() -> None:
     assert done.stdout.split() == ["True"]
 
 
+# Texts that a reader with `eval` or a printer of code would run.
+CODE = (
+    "__import__('os').system('id')", r"\operatorname{exec}(1)", r"\operatorname{eval}(x)^5 + 1",
+    r"\text{__import__}(x)", r"\text{exec('1')}(x)", r"f_{exec}(2)", r"x_{).__class__}", r"\variable{exec}(1)",
+    r"\int_0^1 \operatorname{exec}(x) dx", r"\sum_{k=1}^{5} \operatorname{exec}(k)", r"x > \operatorname{exec}(x)",
+    r"\det \begin{pmatrix} \operatorname{exec}(x) & 1 \\ 2 & 3 \end{pmatrix}", r"\operatorname{lambdify}(1)", "lambda",
+    r"x^5 - \operatorname{exec}(x) + 1 = 0", r"\lim_{x \to 0} \operatorname{exec}(x)", "2**3*(1+1)", "(1).real + 1",
+    r"\max(exec, 2)", r"\overline{exec}(x)", r"1 + 2\operatorname{open}(3)", "exec(1) 5+5",
+)  # fmt: skip
+WATCHED = (
+    """
+import builtins
+compiled = []
+def watched(real):
+    def call(code, *rest, **more):
+        compiled.append(code if isinstance(code, str) else " ".join(getattr(code, "co_names", ())))
+        return real(code, *rest, **more)
+    return call
+for name in ("eval", "exec", "compile"):
+    setattr(builtins, name, watched(getattr(builtins, name)))
+"""
+    + PROGRAM
+    + """
+def g(reference, answers):
+    for answer in answers:
+        f(reference, answer, 0.01)
+    return sorted(set(compiled))
+"""
+)
+
+
+@needs_math_verify
+def test_no_word_of_an_answer_is_ever_compiled(executor: SandboxExecutor) -> None:
+    references = ("x^5 - x - 1 = 0", RIGHT)
+    texts = [f"{reference!r}, {list(CODE)!r}" for reference in references]
+    limits = replace(maths.LIMITS, cpu_seconds=20.0, wall_seconds=60.0, output_bytes=2**16)
+    jobs = [Job(WATCHED, (text,), entry="g", policy="plain", limits=limits) for text in texts]
+    compiled = {text for run in executor.run(jobs) for text in ast.literal_eval(run[0].value or "")}
+    assert "Integer (5 )" in compiled  # they were watched
+    own = (
+        r"(?:Integer|Float) \([ '.0-9]+\)|(?:Integer|Float|Add|Mul|Pow| )*|from sympy import \*|\s*def monomial_\w+\(.*"
+    )
+    assert [text for text in compiled if not re.fullmatch(own, text, re.DOTALL)] == []
+
+
 # -- who is to blame ---------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +405,27 @@ def test_what_an_answer_can_cause_is_wrong_and_what_it_cannot_is_no_verdict(
     found = maths.judged(execution)
     assert (found.equal, found.level) == (equal, "symbolic")
     assert reason in found.reason
+
+
+@needs_math_verify
+def test_a_server_without_math_verify_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_folder_of", lambda package: "")
+    with SandboxExecutor(workers=1) as bare:
+        found = maths.judged(bare.run([maths.job("2", r"\sqrt{4}")])[0][0])
+    assert (found.equal, found.reason.startswith("no verdict: math-verify is missing")) == (None, True)
+
+
+@needs_math_verify
+def test_a_maths_server_killed_in_mid_batch_costs_no_verdict(executor: SandboxExecutor) -> None:
+    jobs = [maths.job(rf"{n}\sqrt{{2}}", rf"\sqrt{{{2 * n * n}}}") for n in range(2, 42)]
+    executor.run(jobs[:1])
+    (server,) = executor._pool.servers["A maths"]
+    killer = threading.Timer(0.3, os.kill, (server._keeper.pid, signal.SIGKILL))
+    killer.start()
+    runs = executor.run(jobs)
+    killer.join()
+    assert not server.alive
+    assert [run[0].value for run in runs] == ["True"] * len(jobs)
 
 
 # -- suites ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from selfplay_gym.executors import compiler, connection, tickets
 from selfplay_gym.executors.cache import remembered_if_short
 from selfplay_gym.executors.compiler import CODE_FD, SOURCE_FD, Compiler, compiled
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.executors.tickets import is_light
+from selfplay_gym.executors.tickets import FULL, MATHS, NUMERIC, is_light, size_of
 from selfplay_gym.types import Job, Limits, Status, Tier
 from tests.test_sandbox import job, one, processes_of, run
 
@@ -71,6 +71,36 @@ def started(executor) -> set[str]:
 )
 def test_only_programs_that_plainly_need_little_are_light(program, light):
     assert is_light(Job(program, ("",))) is light
+
+
+@pytest.mark.parametrize(
+    ("program", "size"),
+    [
+        ("import numpy", NUMERIC),
+        ("import numpy.linalg as la", NUMERIC),
+        ("import sys, numpy as np", NUMERIC),
+        ("def f():\n    from numpy import array", NUMERIC),
+        ("import sys; import numpy", NUMERIC),
+        ("try: import numpy\nexcept ImportError: pass", NUMERIC),
+        ("from math_verify import parse", MATHS),
+        ("import re, math_verify", MATHS),
+        (b"import numpy", NUMERIC),
+        ("import numpyro", FULL),
+        ("from mynumpy import x", FULL),
+        ("x = 1 # or import numpy", FULL),
+        ("def f(numpy): return numpy", ""),
+    ],
+)
+def test_plain_programs_are_sent_to_where_their_package_is(program, size):
+    assert size_of(Job(program, ("",), policy="plain")) == size
+    assert size_of(Job(program, ("",), policy="strict")) in ("", FULL)
+
+
+def test_no_text_keeps_the_trainer_looking_for_imports():
+    started = time.process_time()
+    for text in ("import a,", ":import a,", ";from ", " ", "import ", "import numpy, " * 2 + "\n", ": : ;"):
+        size_of(Job("numpy math_verify" + text * (2**20 // len(text)), ("",), policy="plain"))
+    assert time.process_time() - started < 2.0
 
 
 def test_the_full_server_starts_when_it_is_needed():
