@@ -31,7 +31,7 @@ from selfplay_gym.frame import answer_of
 from selfplay_gym.protocols import Executor, TwoRunFamily
 from selfplay_gym.statistics import Estimate
 from selfplay_gym.suites import Problem, Source, Suite
-from selfplay_gym.types import Execution, Job, Status, Task, Verdict
+from selfplay_gym.types import Execution, Job, Limits, Status, Task, Verdict
 
 RULES = 1
 """Version of the judge: raised whenever the same completion could score differently."""
@@ -272,7 +272,8 @@ def grade(
         ExecutorError: The sandbox as a whole could not be started.
     """
     samples = [(p, text) for p in suite.problems if p.task is not None for text in completions.get(p.id, ())]
-    judged = judge([(p.task, extract(text)) for p, text in samples if p.task], suite, executor, on_progress)
+    attempts = [(p.task, extract(text)) for p, text in samples if p.task]
+    judged = judge(attempts, suite, executor, on_progress, [problem.limits for problem, _ in samples])
     by_problem: dict[str, list[Judged]] = {problem.id: [] for problem in suite.problems}
     for (problem, _), found in zip(samples, judged, strict=True):
         by_problem[problem.id].append(found)
@@ -304,19 +305,31 @@ Check = Verdict | Job
 
 
 def judge(
-    attempts: Sequence[tuple[Task, str]], suite: Suite, executor: Executor, on_progress: Progress | None = None
+    attempts: Sequence[tuple[Task, str]],
+    suite: Suite,
+    executor: Executor,
+    on_progress: Progress | None = None,
+    own_limits: Sequence[Limits | None] | None = None,
 ) -> list[Judged]:
     """Return what is known of each pair of a suite's task and an answer to it, in order.
+
+    Args:
+        attempts: Tasks and answers.
+        suite: Where the tasks are from.
+        executor: Runs what needs running.
+        on_progress: Called after each batch.
+        own_limits: Of each attempt that needs others than the suite's.
 
     Raises:
         ExecutorError: The sandbox as a whole could not be started.
     """
     checks: list[Check] = [suite.families[task.family].check(task, answer) for task, answer in attempts]
-    executions = _run(checks, suite, executor, on_progress)
+    limits = [own or suite.limits for own in own_limits or [None] * len(attempts)]
+    executions = _run(checks, limits, executor, on_progress)
     seconds = [_examined(suite, task, runs) for (task, _), runs in zip(attempts, executions, strict=True)]
     if any(seconds):
         checks = [second or check for second, check in zip(seconds, checks, strict=True)]
-        again = _run([second or _DONE for second in seconds], suite, executor, on_progress)
+        again = _run([second or _DONE for second in seconds], limits, executor, on_progress)
         executions = [new or old for new, old in zip(again, executions, strict=True)]
     judged: list[Judged] = []
     for (task, answer), check, runs in zip(attempts, checks, executions, strict=True):
@@ -329,10 +342,11 @@ _DONE = Verdict(None)
 
 
 def _run(
-    checks: Sequence[Check], suite: Suite, executor: Executor, on_progress: Progress | None
+    checks: Sequence[Check], limits: Sequence[Limits], executor: Executor, on_progress: Progress | None
 ) -> list[tuple[Execution, ...]]:
     """Return the executions of each check that is a job; none for the others."""
-    jobs = [replace(check, limits=suite.limits) for check in checks if isinstance(check, Job)]
+    stated = zip(checks, limits, strict=True)
+    jobs = [replace(check, limits=allowed) for check, allowed in stated if isinstance(check, Job)]
     executions = iter(run_in_chunks(jobs, executor, on_progress))
     return [next(executions) if isinstance(check, Job) else () for check in checks]
 
@@ -414,6 +428,8 @@ def _result(
         settings["family_rules"] = ruled
     if groups := {row.group for row in rows if row.group}:
         settings["groups"] = len(groups)
+    if own := {problem.id: asdict(problem.limits) for problem in suite.problems if problem.limits is not None}:
+        settings["own_limits"] = own
     missing = sum(row.score is not None and not row.scores for row in rows)
     extra = pass_rates(rows) | majority_rates(rows)
     if shares:
@@ -557,8 +573,9 @@ def score_completions(
 def read_completions(path: Path, asked: Sequence[Suite]) -> dict[str, dict[str, list[str]]]:
     """Return completions by suite and problem id.
 
-    A line is ``{"id": ..., "completion": ...}`` or evalplus' ``{"task_id": ..., "solution": ...}``; several lines of
-    one id are samples. The id is ``suite/problem``, or the problem's alone where only one suite asked has it.
+    A line is ``{"id": ..., "completion": ...}`` or evalplus' ``{"task_id": ..., "solution": ...}``, which may also
+    hold a ``completion``; several lines of one id are samples. The id is ``suite/problem``, or the problem's alone
+    where only one suite asked has it.
 
     Raises:
         InvalidData: With the line number.
@@ -568,7 +585,7 @@ def read_completions(path: Path, asked: Sequence[Suite]) -> dict[str, dict[str, 
     for row in suites.read(path):
         if "evaluation" in row.fields:  # the head that `eval --keep` writes
             continue
-        names = ("id", "completion") if "id" in row.fields else ("task_id", "solution")
+        names = ("id" if "id" in row.fields else "task_id", "solution" if "solution" in row.fields else "completion")
         if not set(names) <= row.fields.keys():
             raise InvalidData(f"{row.where}: expected the fields 'id' and 'completion', or 'task_id' and 'solution'")
         suite, problem = _place(row.text(names[0]), places, row.where)

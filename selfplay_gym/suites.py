@@ -63,6 +63,12 @@ SUITES = Registry(
         "p3-docstring": "selfplay_gym.tasks.p3:load_with_docstring",
         "livecodebench": "selfplay_gym.tasks.livecodebench:load",
         "ifeval": "selfplay_gym.tasks.ifeval:load",
+        "humaneval": "selfplay_gym.tasks.humaneval:load",
+        "humaneval+": "selfplay_gym.tasks.humaneval:load_plus",
+        "mbpp": "selfplay_gym.tasks.mbpp:load",
+        "mbpp+": "selfplay_gym.tasks.mbpp:load_plus",
+        "mbpp_sanitized": "selfplay_gym.tasks.mbpp:load_sanitized",
+        "leetcode": "selfplay_gym.tasks.leetcode:load",
         "gsm8k": "selfplay_gym.tasks.maths:gsm8k",
         "math500": "selfplay_gym.tasks.maths:math500",
         "aime24": "selfplay_gym.tasks.maths:aime24",
@@ -106,6 +112,7 @@ class Problem:
         failure: Why there is no task.
         group: Problems of one group are variants of each other: the score is first averaged over a group, then over
             the groups. Empty where every problem counts by itself.
+        limits: Of one run of an answer, where this row needs others than the suite's.
     """
 
     id: str
@@ -113,6 +120,7 @@ class Problem:
     answer: str = ""
     failure: str = ""
     group: str = ""
+    limits: Limits | None = None
 
 
 Wording = Callable[[TaskFamily, Task], str]
