@@ -117,11 +117,15 @@ def test_an_output_is_the_words_whatever_stands_between_them(executor: SandboxEx
 def test_what_is_expected_is_nowhere_in_the_process_of_an_answer(executor: SandboxExecutor, contest: Suite) -> None:
     searching = """
 import sys
-seen, frame = [], sys._getframe()
+seen, frame = "", sys._getframe()
 while frame:
-    seen += [frame.f_globals, frame.f_locals]
+    for value in [*frame.f_globals.values(), *frame.f_locals.values()]:
+        try:
+            seen += repr(value)
+        except Exception:
+            pass
     frame = frame.f_back
-assert {needle} not in repr(seen)
+assert {needle} not in seen
 """
     hidden, given = searching.format(needle="chr(39).join(('[', '3', ', '))"), searching.format(needle="'1 ' + '2'")
     patient = replace(contest, limits=LIMITS)

@@ -489,3 +489,28 @@ def test_a_kept_child_may_read_jobs_and_change_nothing_that_lasts(table):
 
 def test_this_machine_has_a_table():
     assert os.uname().machine not in seccomp.TABLES or seccomp.native_table() is seccomp.TABLES[os.uname().machine]
+
+
+def test_nothing_in_reach_holds_what_another_job_returned(executor):
+    searching = """
+import sys, gc
+def f(word):
+    needle, found, frame = word[::-1], [], sys._getframe(1)
+    seen = [*gc.get_objects()]
+    while frame:
+        seen += [*frame.f_locals.values(), *frame.f_globals.values()]
+        frame = frame.f_back
+    for value in seen:
+        try:
+            if needle in repr(value): found.append(type(value).__name__)
+        except Exception:
+            pass
+    return found
+"""
+    limits = Limits(cpu_seconds=20.0, wall_seconds=60.0)
+    large = "#" * 40_000  # has a fresh child, also where children are kept
+    for program in (searching, searching + large):
+        told = Job("import gc\ndef f(word): return word[::-1] * 3" + large, ("'elatllet'",), policy="plain")
+        asked = Job(program, ("'elatllet'",), limits=limits, policy="plain")
+        assert executor.run([told])[0][0].value == "'telltaletelltaletelltale'"
+        assert executor.run([asked])[0][0].value == "[]"
