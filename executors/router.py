@@ -174,7 +174,9 @@ class Router:
         self._unlisted = frozenset(vars(builtins)) - BUILTINS
         self._spaces = [vars(builtins), *map(vars, modules.values())]
         # The dict of a class is to be had only through what shows it.
-        self._spaces += [gc.get_referents(vars(kind))[0] for module in modules.values() for kind in _own_classes(module)]
+        self._spaces += [
+            gc.get_referents(vars(kind))[0] for module in modules.values() for kind in _own_classes(module)
+        ]
         self._headers = list(map(_header, self._spaces))
         self._before = b"".join(self._headers)
 
