@@ -508,6 +508,7 @@ def contamination(
     """Say which held-out problems a run's archive holds: as a program, by what it does, or by a run of words."""
     _check_places(json_file)
     found = _contamination(run, suite, data_dir, skip_missing, ngram)
+    _warn(found.notes)
     _show(found.table(), found.as_dict(), json_file)
 
 

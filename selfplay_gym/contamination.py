@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from selfplay_gym import page, programs, suites
 from selfplay_gym.archive import Archive
@@ -112,15 +113,14 @@ class Contamination:
     suites: tuple[Overlap, ...]
     notes: tuple[str, ...] = ()
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """Return the counts as a table for people, with the first ids below."""
-        shown = Table(box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, collapse_padding=True)
-        shown.caption = inert("\n".join(self.lines()), keep="\n")
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for number, name in enumerate(self.headings):
             shown.add_column(name, justify="right" if number else "left", overflow="fold")
         for row in self.rows():
             shown.add_row(*row)
-        return shown
+        return Group(shown, *(Text(inert(line)) for line in self.lines()))
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class Contamination:
             named = ", ".join(f"{problem.id} ({_named(problem)})" for problem in overlap.touched[:IDS_SHOWN])
             more = ", ..." if len(overlap.touched) > IDS_SHOWN else ""
             told += [f"{overlap.suite}: {named}{more}"] if named else []
-        return [*told, *self.notes]
+        return told
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` writes."""
@@ -154,7 +154,7 @@ class Contamination:
 
     def parts(self) -> list[str]:
         """Return the section of a report."""
-        lines = [f"<p>{page.escape(line)}</p>" for line in self.lines()]
+        lines = [f"<p>{page.escape(line)}</p>" for line in (*self.lines(), *self.notes)]
         return ["<h2>Held-out problems in the archive</h2>", page.table(self.headings, self.rows()), *lines]
 
 
