@@ -253,6 +253,7 @@ def ran(*command: str | Path, **variables: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_lm_evaluation_harness_gives_our_numbers(
     ours: Mapping[str, tuple[float, str]], tmp_path: Path, sandbox: SandboxExecutor
 ) -> None:
@@ -279,6 +280,7 @@ def test_lm_evaluation_harness_gives_our_numbers(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_inspect_gives_our_numbers(
     ours: Mapping[str, tuple[float, str]], tmp_path: Path, sandbox: SandboxExecutor
 ) -> None:
@@ -342,6 +344,7 @@ assert math.isnan(ours._score(RowScore("d", None, "no verdict", (None,)), "2").v
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_parts_of_a_task_of_inspect(tmp_path: Path, sandbox: SandboxExecutor) -> None:
     python, tasks = environment("SELFPLAY_GYM_INSPECT") / "bin" / "python", tmp_path / "tasks"
     export(["nano-easy"], "inspect", tasks, sandbox, limit=3)

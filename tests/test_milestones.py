@@ -225,15 +225,18 @@ def test_a_row_of_the_result_says_what_was_not_measured() -> None:
     known = {"suite": "s", "metric": "accuracy", "n": 1, "no_verdict": 0, "protocol": "p", "data_sha256": "d"}
     row = {"id": "a", "score": 1.0}
     after = {**known, "value": 1.0, "interval": [0.2, 1.0], "rows": [row]}
-    assert "before" not in milestones._row(after, None)
+    (alone,) = milestones.result_rows([], [after])
+    assert "before" not in alone
     without = {**after, "value": None, "interval": None, "rows": [{"id": "a", "score": None}]}
-    found = milestones._row(after, without)
+    (found,) = milestones.result_rows([without], [after])
     assert found["before"] is None
     assert "difference" not in found
-    assert milestones._row(after, after)["difference"] == 0.0
+    (same,) = milestones.result_rows([after], [after])
+    assert (same["difference"], same["within_noise"]) == (0.0, True)
     shown = io.StringIO()
-    Console(file=shown, width=80).print(milestones.table([found, {**found, "no_verdict": 3}]))
+    Console(file=shown, width=80).print(milestones.table([found, {**same, "no_verdict": 3}]))
     assert "100.0 [20, 100]" in shown.getvalue()
+    assert "+0.0 [+0.0, +0.0] ~" in shown.getvalue()
     assert "s: no verdict on 3, left out" in shown.getvalue()
 
 

@@ -8,6 +8,7 @@ is the same with it and without.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfplay_gym import comparison, grading
+from selfplay_gym import grading
 from selfplay_gym.answers import Sampling
+from selfplay_gym.comparison import Comparison, compare_results, corrected
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.evaluating import Exam, Model, examine, prepare
 from selfplay_gym.grading import Report
@@ -120,28 +122,41 @@ class Milestones:
         """Return a row a suite: its score at the end, and where the start was measured, that and the difference."""
         last = self.folder.read_json(self.folder.evaluation(self.config.steps))
         first = self.folder.read_json(self.folder.evaluation(0)) or {"suites": []}
-        before = {result["suite"]: result for result in first["suites"]}
-        return [_row(result, before.get(result["suite"])) for result in last["suites"]]
+        return result_rows(first["suites"], last["suites"])
 
 
 KEPT = ("suite", "metric", "n", "no_verdict", "protocol", "data_sha256")
 
 
-def _row(after: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-    row = {name: after[name] for name in KEPT} | {"after": after["value"], "after_interval": after["interval"]}
-    if before is None:
-        return row
-    row |= {"before": before["value"], "before_interval": before["interval"]}
-    try:
-        change = comparison.compare_results(before, after).interval
-    except InvalidData:  # no problem has a verdict both times
-        return row
-    return row | {
-        "difference": change.difference,
-        "difference_interval": [change.low, change.high],
-        "p_value": change.p_value,
-        "within_noise": change.within_noise,
-    }
+def result_rows(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what ``result.json`` holds of two evaluations; of suites that the first one lacks the end alone."""
+    rows = {result["suite"]: {name: result[name] for name in KEPT} | _part(result, "after") for result in after}
+    results = {result["suite"]: result for result in after}
+    before = [result for result in before if result["suite"] in rows]
+    for result in before:
+        rows[result["suite"]] |= _part(result, "before")
+    for found in corrected(_compared(before, results)):
+        change = found.interval
+        rows[found.suite] |= {
+            "difference": change.difference,
+            "difference_interval": [change.low, change.high],
+            "p_value": change.p_value,
+            "within_noise": found.within_noise,
+        }
+    return list(rows.values())
+
+
+def _part(result: Mapping[str, Any], when: str) -> dict[str, Any]:
+    return {when: result["value"], f"{when}_interval": result["interval"]}
+
+
+def _compared(before: Sequence[Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
+    """Compare suite by suite, but for those where no problem has a verdict both times."""
+    found = []
+    for result in before:
+        with suppress(InvalidData):
+            found.append(compare_results(result, after[result["suite"]]))
+    return found
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
