@@ -30,9 +30,9 @@ from selfplay_gym.types import Execution, Status, Tier
 
 _FRAME = FRAME
 _LENGTH, _COUNT = struct.Struct("<I"), struct.Struct("<I")
-_STATUSES: Final = tuple(Status[name] for name in (
+_STATUSES: Final = {STEADY: Status.OK} | dict(enumerate(Status[name] for name in (
     "OK", "ERROR", "TIMEOUT", "MEMORY", "OUTPUT_LIMIT", "UNSERIALISABLE", "CRASHED", "FORBIDDEN", "NO_VERDICT"
-))  # fmt: skip
+)))  # fmt: skip
 _START_SECONDS = 30.0
 _HASH_SEEDS = {"A": "2801", "B": "4643"}  # fixed, so that a verdict does not depend on the run
 _ENVIRONMENT = {
@@ -256,32 +256,27 @@ def _read_answers(message: bytes, tickets: list[Ticket]) -> list[list[Execution]
     for ticket in tickets:
         (count,) = _COUNT.unpack_from(message, at)
         at += _COUNT.size
-        executions: list[Execution] = []
-        alone = False
+        executions: list[Execution] | None = []
         for _ in range(count):
             length, status, line, micros = _FRAME.unpack_from(message, at)
             at += _FRAME.size
-            if at + length > len(message):
-                raise ValueError("a cut answer")
-            if status == ALONE:
-                alone = True
-            else:
-                ticket.is_steady = status == STEADY
-                ending = Status.OK if ticket.is_steady else _STATUSES[status]
-                executions.append(_execution(ending, message[at : at + length], line, micros / 1e6))
+            payload = message[at : at + length]
             at += length
-        if not alone:
-            _check_count(executions, ticket)
-        answers.append(None if alone else executions)
+            if status == ALONE:
+                executions = None
+            elif executions is not None:
+                ticket.is_steady = status == STEADY
+                executions.append(_execution(_STATUSES[status], payload, line, micros / 1e6))
+        if executions is not None and len(executions) != len(ticket.runs):
+            _check_stopped(executions, ticket)
+        answers.append(executions)
     if at != len(message):
-        raise ValueError("more than an answer")
+        raise ValueError("more or less than an answer")
     return answers
 
 
-def _check_count(executions: list[Execution], ticket: Ticket) -> None:
-    whole = len(executions) == len(ticket.runs)
-    stopped = ticket.stop and executions and executions[-1].status is not Status.OK
-    if not whole and not stopped:
+def _check_stopped(executions: list[Execution], ticket: Ticket) -> None:
+    if not (ticket.stop and 0 < len(executions) < len(ticket.runs) and executions[-1].status is not Status.OK):
         raise ValueError(f"{len(executions)} answers to {len(ticket.runs)} runs")
 
 

@@ -19,6 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 
 from selfplay_gym.executors.cache import ResultCache
 from selfplay_gym.executors.connection import KINDS, Server
@@ -126,14 +127,13 @@ class Batch:
 
     def _admit_some(self) -> None:
         """Admit what keeps every server busy for a while; they run it while the rest is looked at."""
-        for _ in range(_PIPELINE * LARGEST_PARCEL * self._pool.workers):
-            if not self._can_admit:
-                return
-            following = next(self._upcoming, None)
-            if following is None:
-                self._all_admitted = True
-            else:
-                self._admit(*following)
+        if not self._can_admit:
+            return
+        most = min(_PIPELINE * LARGEST_PARCEL * self._pool.workers, _WINDOW - self._open)
+        some = list(islice(self._upcoming, most))
+        self._all_admitted = len(some) < most
+        for index, job in some:
+            self._admit(index, job)
 
     def _admit(self, index: int, job: Job) -> None:
         if isinstance(job.program, bytes) and job.policy == "strict":
@@ -284,7 +284,7 @@ class Batch:
 
     def _conclude(self, ticket: Ticket, executions: list[Execution]) -> None:
         """Settle a ticket, unless what it answered in company has to be seen alone first."""
-        if ticket.expected is not None or not ticket.in_company or not _is_fixed(ticket):
+        if ticket.expected is not None or not _is_fixed(ticket) or not ticket.in_company:
             self._settle(ticket, executions)
         elif any(execution.status is Status.NONDETERMINISTIC for execution in executions):
             self._run_alone(_anew(ticket))
@@ -307,9 +307,13 @@ class Batch:
         self._answers[ticket.index] = answer
         ticket.company = ()  # else it would hold itself, until it is collected
         self._memory.cache.put(ticket.key, answer)
-        for text, execution in zip(ticket.job.inputs, executions, strict=False):
+        if not _all_ok(executions):
+            self._remember_overruns(ticket.job, executions)
+
+    def _remember_overruns(self, job: Job, executions: list[Execution]) -> None:
+        for text, execution in zip(job.inputs, executions, strict=False):
             if execution.status is Status.TIMEOUT and execution.error_type == "cpu":
-                self._memory.overruns[_digest(ticket.job, text)] = None
+                self._memory.overruns[_digest(job, text)] = None
         while len(self._memory.overruns) > _MOST_OVERRUNS:
             self._memory.overruns.popitem(last=False)
 

@@ -80,7 +80,7 @@ class Ticket:
     @property
     def in_company(self) -> bool:
         """Whether any of its runs shared a child."""
-        return any(len(shared) > 1 for shared in self.company)
+        return any([len(shared) > 1 for shared in self.company])
 
     @property
     def has_plain_inputs(self) -> bool:
@@ -90,23 +90,23 @@ class Ticket:
     def fields(self) -> tuple[object, ...]:
         """Return the job as `runner.Job` takes it."""
         job, limits = self.job, self.job.limits
-        is_text = isinstance(job.program, str)
-        program = job.program.encode("utf-8", "surrogatepass") if isinstance(job.program, str) else job.program
-        inputs: Iterable[str | bytes] = job.inputs
+        program = job.program
+        inputs: tuple[str | bytes, ...] = job.inputs
         if job.literal_inputs:
             most = literals.MAX_PLAIN + 1  # is refused as any more, and less to read
-            inputs = [remembered_if_short(_marshalled, text[:most]) for text in job.inputs]
-        cpu_seconds = FAST_SECONDS if self.is_hurried else limits.cpu_seconds
-        numbers = (cpu_seconds, limits.wall_seconds, limits.memory_bytes, limits.output_bytes)
+            inputs = tuple([remembered_if_short(_marshalled, text[:most]) for text in inputs])
         return (
-            program,
-            is_text,
+            program.encode("utf-8", "surrogatepass") if isinstance(program, str) else program,
+            isinstance(program, str),
             job.entry,
-            tuple(inputs),
+            inputs,
             self.runs,
             job.literal_inputs,
             self.stop,
-            *numbers,
+            FAST_SECONDS if self.is_hurried else limits.cpu_seconds,
+            limits.wall_seconds,
+            limits.memory_bytes,
+            limits.output_bytes,
             self.separate,
         )
 
@@ -203,7 +203,7 @@ _IMPORTS_OF = {  # also behind other modules, statements or a colon; no search g
 def size_of(job: Job) -> str:
     """Return which servers can run a job, going by its text: the light ones, `FULL`, `NUMERIC` or `MATHS`."""
     text = job.program if isinstance(job.program, str) else job.program.decode("latin-1")
-    if job.policy == "plain":
+    if job.policy == "plain" and "import" in text:
         for name, size in _PACKAGES.items():
             if name in text and _IMPORTS_OF[name].search(text):  # far faster where there is none
                 return size
