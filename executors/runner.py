@@ -139,6 +139,7 @@ _now = 0.0
 _deadline = 0.0  # of the run, on the clock of the thread
 _armed = False
 _fired = False
+_reach = 0.0  # seconds within which the timer ticks again; 0: it is stopped
 
 
 def _on_timer(number: int, frame: object) -> None:
@@ -154,8 +155,17 @@ def _on_timer(number: int, frame: object) -> None:
 
 
 def _arm(seconds: float) -> None:
+    global _reach
     # It fires again and again: a program may catch the exception and go on.
-    _setitimer(_ITIMER_PROF, seconds, max(seconds / 10, 0.01))
+    interval = max(seconds / 10, 0.01)
+    _reach = max(seconds, interval)
+    _setitimer(_ITIMER_PROF, seconds, interval)
+
+
+def _disarm() -> None:
+    global _reach
+    _reach = 0.0
+    _setitimer(_ITIMER_PROF, 0.0)
 
 
 ROOM_BYTES = 8 * 2**20  # beside its limit a program alone has as much again
@@ -301,14 +311,17 @@ def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
     outcome: Outcome = (TIMEOUT, 0, b"cpu\0")
     try:
         try:
-            _arm(budget)
+            # In company the timer runs on from run to run: one that ticks early is set to what is left.
+            if not program.shared or not 0 < _reach <= budget:
+                _arm(budget)
             outcome = program.run(supply)
         finally:
             _armed = False
     except _Expired:
         pass
     _armed = False
-    _setitimer(_ITIMER_PROF, 0.0)
+    if not program.shared:
+        _disarm()
     seconds = _look_at_clock() - begin
     if _fired or seconds > budget:  # also where the program swallowed the exception or stopped the timer
         outcome = (TIMEOUT, 0, b"cpu\0")
@@ -334,7 +347,7 @@ class _Program:
     def __init__(self, job: Job, shared: bool) -> None:
         self.job = job
         self.makes_types = False
-        self._shared = shared
+        self.shared = shared
         self._ok = OK
         self._code: CodeType | None = None
         self._refused: Outcome | None = None
@@ -355,10 +368,10 @@ class _Program:
         except BaseException:
             outcome = _failure()
             # The interpreter may call it a SystemError, or anything, where it gets no memory.
-            short = self._shared and outcome[0] == ERROR and not _has_room(self.job.memory_bytes)
+            short = self.shared and outcome[0] == ERROR and not _has_room(self.job.memory_bytes)
             return (MEMORY, 0, b"MemoryError\0") if short else outcome
         finally:
-            if self._shared:  # functions hold on to their globals: what was large would stay until it is collected
+            if self.shared:  # functions hold on to their globals: what was large would stay until it is collected
                 namespace.clear()
         _set_recursion_limit(_RECURSION_LIMIT)  # the program may have left none to write the value with
         try:
@@ -378,7 +391,7 @@ class _Program:
                 return
             source = program.decode("utf-8", "surrogatepass") if self.job.is_text else program
             code = compile(source, PROGRAM_NAME, "exec", 0, True)
-            if self._shared:
+            if self.shared:
                 anatomy = Anatomy(code)
                 self.makes_types = "typing" in anatomy.names
                 # One that cannot catch an error fails where earlier ones hold memory that is its own, and is run again.
