@@ -150,10 +150,8 @@ class Anatomy:
                 self.generates = True
             if piece.co_exceptiontable:
                 self.catches = True
-            for constant in piece.co_consts:
-                if type(constant) is CodeType:
-                    pieces.append(constant)
-        self.names = frozenset(names)
+            pieces += [constant for constant in piece.co_consts if type(constant) is CodeType]
+        self.names = names
         self.operations = b"".join(operations)
 
 

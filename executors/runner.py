@@ -237,11 +237,11 @@ def _has_room(size: int) -> bool:
 def _shared_frames(jobs: list[Job]) -> Iterator[bytes]:
     _keep_garbage()  # little comes together, and nothing that may share could see it collected
     _look_at_clock()
+    streams = [stream for stream in (_sys.stdout, _sys.stderr) if type(stream) is Null]
     for job in jobs:
         yield from frames(job, 0, shared=True)
-        for stream in (_sys.stdout, _sys.stderr):  # the rest of `reset` no program that shares can reach
-            if type(stream) is Null:
-                stream.left = STDOUT_CHARACTERS
+        for stream in streams:  # the rest of `reset` no program that shares can reach
+            stream.left = STDOUT_CHARACTERS
     (answer,) = frames(KNOWN, 0)
     yield _pack(0, ERROR, 0, 0) if _router.changed() else answer
 

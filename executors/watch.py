@@ -37,6 +37,7 @@ class Watch:
         self, child_side: Any, jobs: list[Job], start: int, pipe: int, size: int, used_before: float = 0.0
     ) -> None:
         self._runner = child_side
+        self._values, self._last = (child_side.OK, child_side.STEADY), child_side.UNSERIALISABLE
         self._jobs = jobs
         self._at = 0  # the job whose frames come next
         self._job = jobs[0]
@@ -84,14 +85,13 @@ class Watch:
 
     def _take_frames(self) -> bool:
         """Move whole frames out of the buffer; return whether all is well formed."""
-        header, buffer, at = self._runner.FRAME, self._buffer, 0
-        while len(buffer) - at >= header.size and not self.complete:
-            length, status, _, _ = header.unpack_from(buffer, at)
-            is_value = status in (self._runner.OK, self._runner.STEADY)
-            longest = self._job.output_bytes + (0 if is_value else PAYLOAD_SLACK)
+        buffer, at, size, unpack = self._buffer, 0, self._runner.FRAME.size, self._runner.FRAME.unpack_from
+        while len(buffer) - at >= size and not self.complete:
+            length, status, _, _ = unpack(buffer, at)
+            longest = self._job.output_bytes + (0 if status in self._values else PAYLOAD_SLACK)
             if length > longest or not self._may_say(status):
                 return False
-            end = at + header.size + length
+            end = at + size + length
             if len(buffer) < end:
                 break
             self._file(buffer[at:end], status)
@@ -103,7 +103,7 @@ class Watch:
         return True
 
     def _may_say(self, status: int) -> bool:
-        if status <= self._runner.UNSERIALISABLE:
+        if status <= self._last:
             return True
         if len(self._jobs) == 1:
             return False
@@ -115,7 +115,7 @@ class Watch:
         frames.append(frame)
         ended = len(frames) == self._expected or status == self._runner.ALONE
         if not ended and self._job.stop:
-            ended = status not in (self._runner.OK, self._runner.STEADY)
+            ended = status not in self._values
         if ended:
             self._at += 1
             self.complete = self._at == len(self._jobs)

@@ -101,18 +101,20 @@ def encode(value: object, limit: int = MAX_TEXT, *, keep_order: bool = False) ->
         NotALiteral: A type outside the set (subclasses included), nesting over `MAX_DEPTH`, or a text over ``limit``
             UTF-8 bytes, or over `MAX_TEXT` characters and not plain. The message is ``"too large"`` in these cases.
     """
-    text = _few_numbers(value) or _Encoder(limit, keep_order).write(value, MAX_DEPTH)
-    if len(text.encode("utf-8", "surrogatepass")) > limit or (len(text) > MAX_TEXT and not _AS_IN_JSON.fullmatch(text)):
+    text = _as_in_repr(value) or _Encoder(limit, keep_order).write(value, MAX_DEPTH)
+    too_long = len(text) > limit or not (text.isascii() or len(text.encode("utf-8", "surrogatepass")) <= limit)
+    if too_long or (len(text) > MAX_TEXT and not _AS_IN_JSON.fullmatch(text)):
         raise NotALiteral("too large")
     return text
 
 
-def _few_numbers(value: object) -> str | None:
-    """Return a number or a short list of numbers as `repr` writes it, which is canonical; None for all else."""
-    if type(value) is list:
-        if len(value) > _FEW or not _NUMBERS.issuperset(map(type, value)):
+def _as_in_repr(value: object) -> str | None:
+    """Return a number, a short string or a short list of numbers as `repr` writes it, canonically; None for all else."""
+    kind = type(value)
+    if kind is list:
+        if len(value) > _FEW or not _NUMBERS.issuperset(map(type, value)):  # type: ignore[arg-type]
             return None
-    elif type(value) not in _NUMBERS:
+    elif kind not in _NUMBERS and not (kind is str and len(value) < _SHORT):  # type: ignore[arg-type]
         return None
     try:
         text = repr(value)
