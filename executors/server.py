@@ -183,8 +183,11 @@ def _serve(child_side: Any, children: Children) -> None:
 def _answer(fields: bytes, child_side: Any, children: Children) -> bytes:
     """Run jobs. Apart from the loop above, whose frame is in the children that follow: they must not find an answer."""
     jobs = [child_side.Job(*given) for given in marshal.loads(fields)]  # noqa: S302 - from the trusted side
-    answers = children.run(jobs, fields)
-    return b"A" + b"".join(COUNT.pack(len(frames)) + b"".join(frames) for frames in answers)
+    answer = [b"A"]
+    for frames in children.run(jobs, fields):
+        answer.append(COUNT.pack(len(frames)))
+        answer += frames
+    return b"".join(answer)
 
 
 def _warm_up(child_side: Any, size: str) -> None:

@@ -28,7 +28,7 @@ class Watch:
     Sparing on purpose: after a fork every page this process writes to is copied, at some microseconds each.
 
     Attributes:
-        frames: Those of each job so far.
+        frames: Those of each job that was begun, so far.
         complete: Whether every job has all its frames.
         used: Processor time of the run that met the clock on the wall.
     """
@@ -39,9 +39,6 @@ class Watch:
         self._runner = child_side
         self._values, self._last = (child_side.OK, child_side.STEADY), child_side.UNSERIALISABLE
         self._jobs = jobs
-        self._at = 0  # the job whose frames come next
-        self._job = jobs[0]
-        self._expected = len(jobs[0].runs) - start
         self._pipe = pipe
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
@@ -51,9 +48,10 @@ class Watch:
         self._cpu_mark = used_before
         self._wall_mark = time.monotonic()
         self._buffer = b""
-        self.frames: list[list[bytes]] = [[] for _ in jobs]
+        self.frames: list[list[bytes]] = []
         self.complete = False
         self.used = 0.0
+        self._begin(jobs[0], start)
 
     def wait(self) -> None:
         """Wait a little for the first frame; `follow` does what there is to do then, also if the child has ended."""
@@ -88,14 +86,16 @@ class Watch:
         buffer, at, size, unpack = self._buffer, 0, self._runner.FRAME.size, self._runner.FRAME.unpack_from
         while len(buffer) - at >= size and not self.complete:
             length, status, _, _ = unpack(buffer, at)
-            longest = self._job.output_bytes + (0 if status in self._values else PAYLOAD_SLACK)
-            if length > longest or not self._may_say(status):
+            is_value = status in self._values
+            if length > self._longest + (0 if is_value else PAYLOAD_SLACK) or not self._may_say(status):
                 return False
             end = at + size + length
             if len(buffer) < end:
                 break
-            self._file(buffer[at:end], status)
+            self._frames.append(buffer[at:end])
             at = end
+            if len(self._frames) == self._expected or not (is_value or self._goes_on(status)):
+                self._begin_next()
         if at:
             self._buffer = buffer[at:]
             if not self.complete:
@@ -107,21 +107,22 @@ class Watch:
             return True
         if len(self._jobs) == 1:
             return False
-        first = not self.frames[self._at]
-        return status == self._runner.STEADY or (status == self._runner.ALONE and first)
+        return status in self._values or (status == self._runner.ALONE and not self._frames)
 
-    def _file(self, frame: bytes, status: int) -> None:
-        frames = self.frames[self._at]
-        frames.append(frame)
-        ended = len(frames) == self._expected or status == self._runner.ALONE
-        if not ended and self._job.stop:
-            ended = status not in self._values
-        if ended:
-            self._at += 1
-            self.complete = self._at == len(self._jobs)
-            if not self.complete:
-                self._job = self._jobs[self._at]
-                self._expected = len(self._job.runs)
+    def _goes_on(self, status: int) -> bool:
+        """Return whether a job has more runs after one that gave no value."""
+        return status != self._runner.ALONE and not self._job.stop
+
+    def _begin_next(self) -> None:
+        at = len(self.frames)
+        self.complete = at == len(self._jobs)
+        if not self.complete:
+            self._begin(self._jobs[at], 0)
+
+    def _begin(self, job: Job, start: int) -> None:
+        self._job, self._longest, self._expected = job, job.output_bytes, len(job.runs) - start
+        self._frames: list[bytes] = []
+        self.frames.append(self._frames)
 
     def _cpu(self) -> float:
         try:
