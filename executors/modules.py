@@ -119,6 +119,7 @@ def load_child_side(literals_file: str, light: bool) -> Any:
     for name, file in (
         ("selfplay_gym.literals", literals_file),
         ("selfplay_gym.executors.router", __file__.replace("modules.py", "router.py")),
+        ("selfplay_gym.executors.arguments", __file__.replace("modules.py", "arguments.py")),
         ("selfplay_gym.executors.runner", __file__.replace("modules.py", "runner.py")),
     ):
         spec = importlib.util.spec_from_file_location(name, file)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, TracebackType
 from typing import NamedTuple
 
+from selfplay_gym.executors.arguments import Supply, supply
 from selfplay_gym.executors.compiler import PROGRAM_NAME, compiled
 from selfplay_gym.executors.router import Anatomy, Router
 from selfplay_gym.executors.seccomp import JOB_BYTES
@@ -50,7 +51,6 @@ _keep_garbage = gc.disable
 _sys, _set, _StringIO = sys, setattr, io.StringIO
 _map, _PRIVATE = mmap.mmap, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
-Arguments = tuple[list[object], dict[str, object]]
 Outcome = tuple[int, int, bytes]  # status, line, payload
 
 
@@ -210,20 +210,13 @@ def serve(jobs: int, pipe: int) -> None:
     _read(jobs, JOB_BYTES)
 
 
-Supply = Callable[[], Arguments]
-
-
 def write_frames(jobs: list[Job], start: int, pipe: int) -> None:
     """Write the frames of one job, from the run at ``start`` on, or those of several and of the known answer.
 
     From one depth of calls, whoever calls: a program can count how many more it may make.
     """
-    written = _own_frames(jobs[0], start) if len(jobs) == 1 else _shared_frames(jobs)
+    written = frames(jobs[0], start) if len(jobs) == 1 else _shared_frames(jobs)
     _at_depth(_CALL_DEPTH, lambda: _write_all(written, pipe, 0.0 if len(jobs) == 1 else HOLD_SECONDS))
-
-
-def _own_frames(job: Job, start: int) -> Iterator[bytes]:
-    yield from frames(job, start)  # at the same depth of calls as those that share a child
 
 
 def _has_room(size: int) -> bool:
@@ -238,12 +231,25 @@ def _shared_frames(jobs: list[Job]) -> Iterator[bytes]:
     _keep_garbage()  # little comes together, and nothing that may share could see it collected
     _look_at_clock()
     streams = [stream for stream in (_sys.stdout, _sys.stderr) if type(stream) is Null]
-    for job in jobs:
-        yield from frames(job, 0, shared=True)
+    for program in _prepared(jobs):
+        yield from _frames(program, 0)
         for stream in streams:  # the rest of `reset` no program that shares can reach
             stream.left = STDOUT_CHARACTERS
     (answer,) = frames(KNOWN, 0)
     yield _pack(0, ERROR, 0, 0) if _router.changed() else answer
+
+
+def _prepared(jobs: list[Job]) -> list[_Program]:
+    """Return the programs, compiled one after the other, which is much faster than each before it runs.
+
+    What is not yet compiled after a while is left for then: the server waits for a frame.
+    """
+    programs = [_Program(job, shared=True) for job in jobs]
+    latest = _now + HOLD_SECONDS
+    for program in programs:
+        if _now < latest:
+            *_, program.spent = _timed(program, program.prepare)
+    return programs
 
 
 def _at_depth(depth: int, act: Callable[[], None]) -> None:
@@ -277,17 +283,22 @@ def _write_whole(text: bytes, pipe: int) -> None:
         view = view[_write(pipe, view) :]
 
 
-def frames(job: Job, start: int, shared: bool = False) -> Iterator[bytes]:
-    """Yield one frame a run, from the run at ``start`` on; `ALONE` and no more if it may not share this child."""
-    # Before any untrusted code: a program cannot touch how its later inputs are read.
-    arguments = [_supply(job, job.inputs[index]) for index in job.runs[start:]]
-    if not shared:
-        _look_at_clock()
-    program = _Program(job, shared)
-    for position, supply in enumerate(arguments):
+def frames(job: Job, start: int) -> Iterator[bytes]:
+    """Yield one frame a run of a program that shares this child with none, from the run at ``start`` on."""
+    _look_at_clock()
+    yield from _frames(_Program(job, shared=False), start)  # at the same depth of calls as one that shares
+
+
+def _frames(program: _Program, start: int) -> Iterator[bytes]:
+    """Yield one frame a run; `ALONE` and no more if the program may not share this child."""
+    job = program.job
+    # Before any of its own code: a program cannot touch how its later inputs are read.
+    arguments = [supply(job.inputs[index], job.literal_inputs) for index in job.runs[start:]]
+    for position, given in enumerate(arguments):
         if position:
             reset()
-        status, line, payload, seconds = _timed(program, supply)
+        status, line, payload, seconds = _timed(program, program.run, given)
+        seconds, program.spent = seconds + program.spent, 0.0
         yield _pack(len(payload), status, line, min(int(seconds * 1e6), 0xFFFFFFFF)) + payload
         if status == ALONE or (job.stop and status not in (OK, STEADY)):
             break
@@ -302,9 +313,10 @@ def _look_at_clock() -> float:
     return _now
 
 
-def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
+def _timed(program: _Program, act: Callable[..., Outcome], *given: Supply) -> tuple[int, int, bytes, float]:
+    """Return how an act of a program ended, within what is left of the budget of its run, and what it took."""
     global _armed, _deadline, _fired
-    budget = program.job.cpu_seconds
+    budget = program.job.cpu_seconds - program.spent
     begin = _now
     _deadline = begin + budget
     _fired, _armed = False, True
@@ -313,8 +325,8 @@ def _timed(program: _Program, supply: Supply) -> tuple[int, int, bytes, float]:
         try:
             # In company the timer runs on from run to run: one that ticks early is set to what is left.
             if not program.shared or not 0 < _reach <= budget:
-                _arm(budget)
-            outcome = program.run(supply)
+                _arm(max(budget, 0.001))
+            outcome = act(*given)
         finally:
             _armed = False
     except _Expired:
@@ -342,24 +354,42 @@ def reset() -> None:
 
 
 class _Program:
-    """Compiles once, inside the budget of the run that comes first."""
+    """Compiles once, inside the budget of the run that comes first.
+
+    Attributes:
+        shared: Whether it is to run beside others, if it may.
+        makes_types: Whether it may leave types in what `typing` remembers.
+        spent: Seconds of the budget of the next run that it has used.
+    """
 
     def __init__(self, job: Job, shared: bool) -> None:
         self.job = job
         self.makes_types = False
         self.shared = shared
+        self.spent = 0.0
+        self._needs_room = False
         self._ok = OK
         self._code: CodeType | None = None
         self._refused: Outcome | None = None
 
-    def run(self, supply: Supply) -> Outcome:
+    def prepare(self) -> Outcome:
+        """Compile; what comes of it shows when it runs."""
+        self._compile()
+        return OK, 0, b""
+
+    def run(self, given: Supply) -> Outcome:
+        """Run with one input."""
         if self._refused is None and self._code is None:
             self._compile()
         if self._code is None:
             return self._refused or (TIMEOUT, 0, b"cpu\0")
+        if self._needs_room:
+            self._needs_room = False
+            if not _has_room(self.job.memory_bytes):
+                return ALONE, 0, b""
         namespace: dict[str, object] = {"__name__": "program", "__builtins__": builtins}
         try:
-            positional, keywords = supply()
+            positional, keywords = given()
             exec(self._code, namespace)
             function = namespace.get(self.job.entry)
             if function is None:
@@ -395,8 +425,8 @@ class _Program:
                 anatomy = Anatomy(code)
                 self.makes_types = "typing" in anatomy.names
                 # One that cannot catch an error fails where earlier ones hold memory that is its own, and is run again.
-                short = anatomy.catches and not _has_room(self.job.memory_bytes)
-                if short or not _router.shares(anatomy):
+                self._needs_room = anatomy.catches
+                if not _router.shares(anatomy):
                     self._refused = ALONE, 0, b""
                     return
                 self._ok = STEADY if self.job.stop and _router.is_steady(anatomy) else OK
@@ -405,38 +435,6 @@ class _Program:
             raise  # what stands says it, also for the runs that follow
         except BaseException:
             self._refused = _failure()
-
-
-def _supply(job: Job, given: str | bytes) -> Supply:
-    if type(given) is bytes:
-        return lambda: _loads(given)
-    if job.literal_inputs:
-        return lambda: _raise(NotALiteral(given))
-    return _evaluated_supply(str(given))
-
-
-def _evaluated_supply(text: str) -> Supply:
-    """Return what evaluates an argument list; for inputs of data sets, which no model wrote."""
-    import ast  # a light server has none, and never gets here
-
-    try:
-        tree = ast.parse(f"f({text}\n)", mode="eval")
-        call = tree.body
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f"):
-            raise NotALiteral("not one argument list")
-        code = compile(tree, "<input>", "eval", 0, True)
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        refusal = NotALiteral(f"not one argument list: {type(error).__name__}")
-        return lambda: _raise(refusal)
-    return lambda: eval(code, {"f": _collect, "__builtins__": builtins})  # noqa: S307
-
-
-def _collect(*positional: object, **keywords: object) -> Arguments:
-    return list(positional), keywords
-
-
-def _raise(error: NotALiteral) -> Arguments:
-    raise error
 
 
 def _failure() -> Outcome:

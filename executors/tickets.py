@@ -7,7 +7,7 @@ import re
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -80,7 +80,7 @@ class Ticket:
     @property
     def in_company(self) -> bool:
         """Whether any of its runs shared a child."""
-        return any([len(shared) > 1 for shared in self.company])
+        return bool([shared for shared in self.company if len(shared) > 1])
 
     @property
     def has_plain_inputs(self) -> bool:
@@ -91,15 +91,15 @@ class Ticket:
         """Return the job as `runner.Job` takes it."""
         job, limits = self.job, self.job.limits
         program = job.program
-        inputs: tuple[str | bytes, ...] = job.inputs
+        inputs: Sequence[str | bytes] = job.inputs
         if job.literal_inputs:
             most = literals.MAX_PLAIN + 1  # is refused as any more, and less to read
-            inputs = tuple([remembered_if_short(_marshalled, text[:most]) for text in inputs])
+            inputs = [remembered_if_short(_marshalled, text[:most]) for text in job.inputs]
         return (
             program.encode("utf-8", "surrogatepass") if isinstance(program, str) else program,
             isinstance(program, str),
             job.entry,
-            inputs,
+            tuple(inputs),
             self.runs,
             job.literal_inputs,
             self.stop,

@@ -109,12 +109,14 @@ def encode(value: object, limit: int = MAX_TEXT, *, keep_order: bool = False) ->
 
 
 def _as_in_repr(value: object) -> str | None:
-    """Return a number, a short string or a short list of numbers as `repr` writes it, canonically; None for all else."""
-    kind = type(value)
-    if kind is list:
-        if len(value) > _FEW or not _NUMBERS.issuperset(map(type, value)):  # type: ignore[arg-type]
+    """Return a number, a short string or a short list of numbers as `repr` writes it canonically; None for all else."""
+    if type(value) is list:
+        if len(value) > _FEW or not _NUMBERS.issuperset(map(type, value)):
             return None
-    elif kind not in _NUMBERS and not (kind is str and len(value) < _SHORT):  # type: ignore[arg-type]
+    elif type(value) is str:
+        if len(value) > _SHORT:
+            return None
+    elif type(value) not in _NUMBERS:
         return None
     try:
         text = repr(value)
@@ -172,7 +174,7 @@ def _scan_json() -> Callable[[str, int], tuple[list[object], int]]:
     """Return what reads the JSON at a place, without the checks of `json.loads` that cost as much again."""
     from json import JSONDecoder  # only the trainer gets here; a light server has no such module
 
-    scan: Callable[[str, int], tuple[list[object], int]] = JSONDecoder().scan_once
+    scan: Callable[[str, int], tuple[list[object], int]] = JSONDecoder().scan_once  # type: ignore[attr-defined]
     return scan
 
 
