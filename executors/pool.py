@@ -45,6 +45,8 @@ class Pool:
             ExecutorError: None can be started.
         """
         servers = self.servers[kind]
+        if len(servers) == self.workers and all(server.alive for server in servers):
+            return servers
         for _ in range(_STARTS):
             servers[:] = [server for server in servers if server.alive]
             started = [Server(kind, self.tier, self._keep_children, core) for core in self._free_cores(servers)]

@@ -323,9 +323,10 @@ def _timed(program: _Program, act: Callable[..., Outcome], *given: Supply) -> tu
     outcome: Outcome = (TIMEOUT, 0, b"cpu\0")
     try:
         try:
-            # In company the timer runs on from run to run: one that ticks early is set to what is left.
-            if not program.shared or not 0 < _reach <= budget:
-                _arm(max(budget, 0.001))
+            if not program.shared:
+                _arm(budget)
+            elif not 0 < _reach <= budget:  # else it runs on; one that ticks early is set to what is left
+                _arm(max(budget / 2, 0.001))
             outcome = act(*given)
         finally:
             _armed = False

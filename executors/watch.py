@@ -43,7 +43,8 @@ class Watch:
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
         self._hold = child_side.HOLD_SECONDS if len(jobs) > 1 else 0.0
-        self._grace = PREPARE_SECONDS + PREPARE_SECONDS_PER_BYTE * size
+        # Reading the inputs; and the programs of several jobs are compiled before the first frame.
+        self._grace = PREPARE_SECONDS + PREPARE_SECONDS_PER_BYTE * size + self._hold
         self._clock = 0
         self._cpu_mark = used_before
         self._wall_mark = time.monotonic()

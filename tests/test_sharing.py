@@ -189,6 +189,7 @@ def test_an_escaped_percent_sign_in_an_input_is_checked_under_another_seed(execu
 TAMPERING = {
     "a builtin": "builtins.len = lambda x: 0",
     "a new builtin": "builtins.left = 1",
+    "a change that was taken back": "builtins.left = 1; del builtins.left",
     "a module": "math.gcd = max",
     "a class of a module": "collections.Counter.most_common = len",
     "an object that equals everything": "builtins.len = type('A', (), {'__eq__': lambda *a: True})()",
@@ -257,6 +258,29 @@ def test_jobs_that_tampered_or_died_together_leave_no_answer(name):
         check=True,
     )
     assert done.stdout == "0 0;9 9;9 9;"  # OK, then ALONE
+
+
+def test_what_compiling_takes_counts_in_the_budget_of_the_first_run():
+    script = """
+        slow = b"def f(): return 1\\n" + b"x = [1, 2, 3]\\n" * 4000
+        def jobs(budget):
+            inputs = (marshal.dumps(([], {})),)
+            last = (budget, 5.0, 2**28, 999)
+            return [runner.Job(p, True, "f", inputs, (0,), True, False, *last) for p in (slow, b"def f(): return 1")]
+        for budget in (1.0, 0.002):
+            for frame in list(runner._shared_frames(jobs(budget)))[:2]:
+                _, status, _, micros = runner.FRAME.unpack_from(frame)
+                os.write(1, b"%d %d;" % (status, micros > 2000))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CARELESS) + textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "0 1;0 0;2 1;0 0;"  # OK and slow, OK; TIMEOUT, OK
 
 
 # --- neighbours ------------------------------------------------------------------------------------------------------
