@@ -1,8 +1,8 @@
 """A second judge of answers, as simple as can be, that shares nothing with ours: run with `python -I`, cases on stdin.
 
 Each case has a process of its own, which executes what it is given and compares as the data's README says, with no
-walls at all: it is only ever given answers that the tests wrote. Values are equal when Python holds them to be and when their
-types are, at every depth, floats within 1e-6 where a set says so; ``loose`` is Python's ``==`` alone.
+walls at all: it is only ever given answers that the tests wrote. Values are equal when Python holds them to be and when
+their types are, at every depth, floats within 1e-6 where a set says so; ``loose`` is Python's ``==`` alone.
 """
 
 import ast
