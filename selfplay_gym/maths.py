@@ -191,7 +191,7 @@ _DECIMAL = rf"(?:{_DIGITS})(?:\.[0-9]*)?|\.[0-9]+"
 _MONEY = r"(?:[£€¥₹]|\busd\b|\brs\b\.?)"
 _SIGNED = re.compile(rf"([-+]?)\s*{_MONEY}?\s*([-+]?)(.*)", re.DOTALL | re.IGNORECASE)
 _BODY = re.compile(
-    rf"(?P<whole>{_DECIMAL})?(?:\s*(?:"
+    rf"(?P<whole>{_DECIMAL})?(?:\s+(?P<parts>[0-9]+)\s*/\s*(?P<of>[0-9]+)|\s*(?:"
     rf"\\frac\{{\s*(?P<top>[-+]?(?:{_DECIMAL}))\s*\}}\{{\s*(?P<bottom>[-+]?(?:{_DECIMAL}))\s*\}}"
     rf"|/\s*(?P<over>{_DECIMAL})"
     r"|[eE](?P<e>[-+]?[0-9]+)"
@@ -276,8 +276,9 @@ def _unit(text: str) -> str | None:
 
 def _value(body: re.Match[str]) -> Fraction | None:
     whole = None if body["whole"] is None else _fraction(body["whole"])
-    if body["top"] is not None:
-        part = _fraction(body["top"]) / _fraction(body["bottom"])
+    top, bottom = body["top"] or body["parts"], body["bottom"] or body["of"]
+    if top is not None:
+        part = _fraction(top) / _fraction(bottom)
         if whole is not None and (part < 0 or "." in body["whole"]):
             raise ValueError("neither a mixed number nor a fraction")
         return part + (whole or 0)

@@ -130,6 +130,22 @@ def test_the_list_tells_what_math_verify_itself_says(executor: SandboxExecutor) 
     assert [p for p, own in zip(PAIRS, said, strict=True) if own is not p.get("math_verify", p["equal"])] == []
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "equal"),
+    [
+        ("7/4", "1 3/4", True),
+        (r"1\frac{3}{4}", "1 3/4 cups", True),
+        ("-1.75", "-1 3/4", True),
+        ("13/4", "1 3/4", False),
+        ("1.5", "1.0 1/2", None),
+        ("1", "1 0/0", None),
+    ],
+)
+def test_a_mixed_number_may_be_written_without_latex(reference: str, answer: str, equal: bool | None) -> None:
+    found = compare(reference, answer)
+    assert (found and found.equal) is equal
+
+
 def test_thousands_are_no_unit() -> None:
     for word in ("hundreds", "thousands", "millions", "dozens"):
         assert compare("5", f"5 {word}") != Comparison(True, "numeric"), word
