@@ -39,6 +39,7 @@ NUMERIC = ("numpy", "numpy.fft", "numpy.linalg", "numpy.ma", "numpy.polynomial",
 
 # What a maths server adds to a full one. Much of sympy imports other parts of it on first need, deep inside a
 # comparison, and math-verify takes the ImportError for "not equal": so these parts are loaded with all they hold.
+# But not `sympy.codegen`: with it sympy evaluates some sums of an answer by Python that it writes, and runs.
 MATHS = ("math_verify", "antlr4.LL1Analyzer", "sympy.parsing.sympy_parser", "sympy.physics.matrices")
 MATHS_WHOLE = (
     "sympy.assumptions", "sympy.calculus", "sympy.combinatorics", "sympy.concrete", "sympy.discrete",
