@@ -139,7 +139,11 @@ def outcomes_job(task: UnitTests, program: str) -> Job:
 
 def reference_job(program: str, calls: Sequence[str], limits: Limits) -> Job:
     """Return the job that gives what a reference computes, one run a call, digests in place of what is long."""
-    return _job([program, _DIGEST, _SHORT, _PLAIN], [f"_short(_plain({call}))" for call in calls], limits)
+    if _OTHER_TYPES.search(program):
+        calls, helpers = [f"_plain({call})" for call in calls], [_DIGEST, _SHORT, _PLAIN]
+    else:
+        helpers = [_DIGEST, _SHORT]
+    return _job([program, *helpers], [f"_short({call})" for call in calls], limits)
 
 
 def _job(texts: Sequence[str], values: Sequence[str], limits: Limits) -> Job:
