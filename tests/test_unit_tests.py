@@ -1,6 +1,7 @@
 """The suites of unit tests: how tests are read, which program an answer stands for, and that no cheat is paid."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,11 @@ from selfplay_gym.tasks.asserts import NotCases
 from selfplay_gym.tasks.unit_tests import UnitTests, outcomes_job, program_of
 from tests.wrong_programs import CHANGES, LOOP, changed
 
+REAL = Path(os.environ.get(suites.DATA_VARIABLE, ""))
+needs_data = pytest.mark.skipif(
+    not os.environ.get(suites.DATA_VARIABLE) or not (REAL / "mbpp_dev.jsonl").is_file(),
+    reason=f"set {suites.DATA_VARIABLE} to a folder that holds mbpp_dev.jsonl and its like",
+)
 Rows = list[dict[str, Any]]
 
 FIXTURES = Path(__file__).parent / "fixtures" / "unit_tests"
@@ -440,3 +446,69 @@ def test_evalplus_samples_may_hold_completions_in_place_of_solutions(
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     found = read_completions(file, [loaded["humaneval"]])["humaneval"]
     assert [row.score for row in scored(executor, loaded["humaneval"], found).rows] == [1.0, 1.0, 0.0]
+
+
+# -- the real sets -----------------------------------------------------------------------------------------------------
+
+SIZES = {"humaneval": 82, "mbpp": 372, "mbpp_sanitized": 129, "humaneval+": 82, "mbpp+": 195}
+
+
+@needs_data
+@pytest.mark.parametrize("name", [
+    "humaneval", "mbpp", "mbpp_sanitized", *(pytest.param(n, marks=pytest.mark.slow) for n in ("humaneval+", "mbpp+")),
+])  # fmt: skip
+def test_every_real_reference_is_right_and_that_of_another_row_is_not(executor: SandboxExecutor, name: str) -> None:
+    (suite,) = suites.load([name], Source(executor, REAL))
+    answers = [problem.answer for problem in suite.problems]
+    result = grade(suite, {p.id: [a] for p, a in zip(suite.problems, answers, strict=True)}, executor)
+    assert [(row.id, row.reason) for row in result.rows if row.score != 1.0] == []
+    assert (len(result.rows), result.no_verdict) == (SIZES[name], 0)
+    shifted = dict(zip((p.id for p in suite.problems), ([a] for a in answers[1:] + answers[:1]), strict=True))
+    assert grade(suite, shifted, executor).value == 0.0
+
+
+@needs_data
+def test_real_prompts_show_no_reference(executor: SandboxExecutor) -> None:
+    for suite in suites.load(["humaneval", "mbpp", "mbpp_sanitized"], Source(executor, REAL)):
+        prompts = suite.prompts()
+        for problem in suite.problems:
+            lines = [line for line in problem.answer.splitlines() if len(line.strip()) > 30 and line.startswith(" ")]
+            own = [line for line in lines if line not in task_of(suite, problem.id).program]
+            assert not [line for line in own if line in prompts[problem.id]]
+
+
+CONTESTS = {
+    "weekly-contest-357-faulty-keyboard": """
+class Solution:
+    def finalString(self, s: str) -> str:
+        return functools.reduce(lambda out, c: out[::-1] if c == 'i' else out + c, s, '')
+""",
+    "weekly-contest-356-number-of-employees-who-met-the-target": """
+class Solution:
+    def numberOfEmployeesWhoMetTarget(self, hours: List[int], target: int) -> int:
+        return sum(each >= target for each in hours)
+""",
+    "weekly-contest-358-double-a-number-represented-as-a-linked-list": """
+class Solution:
+    def doubleIt(self, head: Optional[ListNode]) -> Optional[ListNode]:
+        digits = []
+        while head:
+            digits.append(str(head.val))
+            head = head.next
+        for digit in reversed(str(2 * int(''.join(digits)))):
+            head = ListNode(int(digit), head)
+        return head
+""",
+}
+
+
+@needs_data
+def test_real_contest_problems_can_be_solved_and_a_mistake_shows(executor: SandboxExecutor) -> None:
+    (suite,) = suites.load(["leetcode"], Source(executor, REAL))
+    assert (len(suite.problems), [p.id for p in suite.problems if p.task is None]) == (180, [])
+    right = grade(suite, {key: [program] for key, program in CONTESTS.items()}, executor)
+    assert {row.id for row in right.rows if row.score} == set(CONTESTS)
+    wrong = {
+        key: [program.replace("==", "!=").replace(">=", ">").replace("2 *", "3 *")] for key, program in CONTESTS.items()
+    }
+    assert grade(suite, wrong, executor).value == 0.0
