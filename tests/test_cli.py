@@ -572,6 +572,45 @@ def test_suites_are_exported_with_the_command_that_runs_them(run: Run, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "nano", "--protocol", "papr"], "no protocol 'papr'; did you mean 'azr-paper'"),
+        (
+            ["--suite", "nano,gsm8k", "--protocol", "azr-paper"],
+            "no protocol azr-paper for nano, gsm8k; there is default",
+        ),
+        (["--suite", "quikc"], "no suite 'quikc'; did you mean 'quick'"),
+        (["--suite", "nano:0"], "expected a suite as NAME or NAME:PROBLEMS, got 'nano:0'"),
+        (
+            ["--suite", "quick", "--data-dir", "."],
+            "(--skip-missing goes on without them): cruxeval:20: . holds none of",
+        ),
+        (["--suite", "cruxeval", "--data-dir", ".", "--skip-missing"], ". holds none of cruxeval.jsonl"),
+        (["--suite", "cruxeval"], "cannot be had from the hub either: OfflineModeIsEnabled: Cannot reach"),
+        (["--suite", "nano-easy", "--style", "chat"], "style chat needs a tokenizer with a chat template"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_before_anything_is_asked(
+    run: Run, tiny_policy: Path, one_sandbox: None, arguments: Sequence[str], said: str
+) -> None:
+    answer = run("eval", tiny_policy, *arguments)
+    assert (answer.code, answer.out) == (1, "")
+    assert said in answer.line
+
+
+def test_a_changed_protocol_says_so_and_what_is_missing_is_skipped_when_asked(
+    run: Run, tiny_policy: Path, tmp_path: Path, one_sandbox: None
+) -> None:
+    asked = ("--suite", "nano-easy:2,cruxeval", "--max-new-tokens", "4", "--data-dir", tmp_path, "--json", "out.json")
+    answer = run("eval", tiny_policy, *asked, "--skip-missing")
+    assert answer.code == 0
+    assert "warning: cruxeval is left out: " in answer.err
+    (result,) = json.loads((tmp_path / "out.json").read_text())["suites"]
+    assert (result["n"], result["settings"]["protocol"]) == (2, "default*")
+    assert "protocol default* " in answer.out
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["nano", "--format", "lm-evil"], 2, "no format 'lm-evil'; did you mean 'lm-eval'?"),

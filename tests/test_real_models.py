@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import resource
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from selfplay_gym import suites
 from selfplay_gym.errors import InvalidConfig
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.training import run
@@ -291,3 +294,23 @@ def test_chat_models_get_their_template_and_base_models_plain_text(
 def test_a_base_model_is_refused_the_chat_style(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="style chat needs a tokenizer with a chat template"):
         play(tmp_path / "run", settings(base, style="chat", steps=1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get(suites.DATA_VARIABLE), reason=f"set {suites.DATA_VARIABLE} to the data files")
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_tiny_random_model_takes_the_whole_quick_group_in_ten_minutes_of_two_cores(
+    tmp_path: Path, chat: bool
+) -> None:
+    model = save_tiny(tmp_path / "model", "qwen2", chat=chat)
+    began = _processor_seconds()
+    with SandboxExecutor() as executor:
+        report = evaluate_named(str(model), ["quick"], executor)
+    assert _processor_seconds() - began < 2 * 600
+    assert len(report.results) >= len(suites.members("quick"))
+    assert all(len(result.rows) <= 30 for result in report.results)
+
+
+def _processor_seconds() -> float:
+    """Of this process, and of those that it has waited for: the sandbox's, once it is closed."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
