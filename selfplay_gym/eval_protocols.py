@@ -128,6 +128,12 @@ def _folder() -> Traversable:
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
+
+def _words_of(protocol: EvalProtocol, *families: str) -> EvalProtocol:
+    """Return a protocol with the families' own prompts in its hash, as base and chat models see them."""
+    return replace(protocol, texts=("frame.azr", *(f"{family}.solve.long" for family in families)))
+
+
 DEFAULT = EvalProtocol()
 """Ours: the family's own prompt in the style that suits the model, greedy."""
 
@@ -135,13 +141,8 @@ DEFAULT = EvalProtocol()
 # azr, whose last tag its evaluation leaves out. 16,000 tokens for mathematics; 8,096 for LiveCodeBench, and none stated
 # for the other code sets. CRUXEval is only watched during training, with the prompts of training.
 _AZR = EvalProtocol("azr-paper", style="azr")
-_FRAME = "frame.azr"
-_AZR_MATHS = replace(
-    _AZR, texts=(_FRAME, "maths.solve.long"), closed=True, sampling=Sampling(max_new_tokens=16_000)
-)  # fmt: skip
-_AZR_CRUXEVAL = replace(
-    _AZR, texts=(_FRAME, "deduction.solve.long", "abduction.solve.long"), sampling=Sampling(max_new_tokens=8096)
-)  # fmt: skip
+_AZR_MATHS = _words_of(replace(_AZR, closed=True, sampling=Sampling(max_new_tokens=16_000)), "maths")
+_AZR_CRUXEVAL = _words_of(replace(_AZR, sampling=Sampling(max_new_tokens=8096)), "deduction", "abduction")
 _AZR_CODE = replace(_AZR, closed=True, sampling=Sampling(max_new_tokens=8096))
 
 _CUSTOMARY = EvalProtocol("customary")
@@ -165,14 +166,17 @@ _IFEVAL = replace(_CUSTOMARY, sampling=Sampling(max_new_tokens=1280))
 PROTOCOLS: dict[str, dict[str, EvalProtocol]] = {
     "azr-paper": {
         "cruxeval": _AZR_CRUXEVAL,
-        **dict.fromkeys(("humaneval+", "mbpp+", "livecodebench"), _AZR_CODE),
+        "humaneval+": _words_of(_AZR_CODE, "humaneval"),
+        "mbpp+": _words_of(_AZR_CODE, "mbpp"),
+        "livecodebench": _words_of(_AZR_CODE, "script", "method"),
         **dict.fromkeys(("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"), _AZR_MATHS),
     },
     "customary": {
         "cruxeval": _CRUXEVAL,
-        **dict.fromkeys(("humaneval", "humaneval+", "mbpp", "mbpp+"), _EVALPLUS),
-        "livecodebench": _LIVECODEBENCH,
-        "ifeval": _IFEVAL,
+        **dict.fromkeys(("humaneval", "humaneval+"), _words_of(_EVALPLUS, "humaneval")),
+        **dict.fromkeys(("mbpp", "mbpp+", "mbpp_sanitized"), _words_of(_EVALPLUS, "mbpp")),
+        "livecodebench": _words_of(_LIVECODEBENCH, "script", "method"),
+        "ifeval": _words_of(_IFEVAL, "ifeval"),
         **dict.fromkeys(("gsm8k", "svamp", "asdiv", "multiarith"), _WORKED_MATHS),
         **dict.fromkeys(("math500", "minerva", "olympiadbench"), _BOXED),
         **dict.fromkeys(("aime24", "aime25", "amc23", "hmmt", "hmmt24", "hmmt25"), _COMPETITION),

@@ -31,9 +31,9 @@ FIXTURES = Path(__file__).parent / "fixtures" / "suites"
 FROZEN = {
     "default": "1d9b727902cdb49c",
     "azr-paper/cruxeval": "d1e506ed1e154c63",
-    "azr-paper/humaneval+": "fe7cab95e842c0db",
-    "azr-paper/mbpp+": "fe7cab95e842c0db",
-    "azr-paper/livecodebench": "fe7cab95e842c0db",
+    "azr-paper/humaneval+": "76ea8e45ca10a56d",
+    "azr-paper/mbpp+": "a7865204b0936cd0",
+    "azr-paper/livecodebench": "16110380fcf92fda",
     "azr-paper/aime24": "6e407831e4a1b846",
     "azr-paper/aime25": "6e407831e4a1b846",
     "azr-paper/amc23": "6e407831e4a1b846",
@@ -41,12 +41,13 @@ FROZEN = {
     "azr-paper/minerva": "6e407831e4a1b846",
     "azr-paper/olympiadbench": "6e407831e4a1b846",
     "customary/cruxeval": "86de461d88c89540",
-    "customary/humaneval": "533f6b242d279618",
-    "customary/humaneval+": "533f6b242d279618",
-    "customary/mbpp": "533f6b242d279618",
-    "customary/mbpp+": "533f6b242d279618",
-    "customary/livecodebench": "d11410964acb3b2a",
-    "customary/ifeval": "268bd25cd150190d",
+    "customary/humaneval": "08410ecd3b3cb239",
+    "customary/humaneval+": "08410ecd3b3cb239",
+    "customary/mbpp": "9094fd2a7d8761b1",
+    "customary/mbpp+": "9094fd2a7d8761b1",
+    "customary/mbpp_sanitized": "9094fd2a7d8761b1",
+    "customary/livecodebench": "23e553c9c23df707",
+    "customary/ifeval": "faaa182401420529",
     "customary/gsm8k": "e5c08278db125cce",
     "customary/svamp": "e5c08278db125cce",
     "customary/asdiv": "e5c08278db125cce",
@@ -134,6 +135,7 @@ def test_a_prompt_text_that_changes_changes_the_hash(name: str, monkeypatch: pyt
 
 def test_the_entries_of_the_table_are_named_as_the_table_says() -> None:
     assert all(each.name == name for name, entries in PROTOCOLS.items() for each in entries.values())
+    assert {suite for entries in PROTOCOLS.values() for suite in entries} <= set(suites.SUITES.names())
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------

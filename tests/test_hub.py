@@ -177,7 +177,7 @@ def test_every_set_is_pinned_to_a_commit_and_belongs_to_suites(name: str) -> Non
     assert set(known.revision) <= set("0123456789abcdef")
     assert len(known.sha256) in (0, 64)
     assert known.file.endswith((".jsonl", ".parquet"))
-    assert known.suites
+    assert set(known.suites) <= set(suites.SUITES.names())
 
 
 PLUS = """inputs = [[1], [2]]
@@ -187,12 +187,12 @@ for i, (inp, exp) in enumerate(zip(inputs, results)):
 """
 THEIRS = {
     "humaneval": {
-        "task_id": "HumanEval/0", "prompt": "def plus_one(x):\n", "canonical_solution": "    return x + 1\n",
-        "test": "def check(candidate):\n    assert candidate(1) == 2\n", "entry_point": "plus_one",
+        "task_id": "HumanEval/0", "prompt": "def plus_one(x):\n    'Add one.'\n", "entry_point": "plus_one",
+        "canonical_solution": "    return x + 1\n", "test": "def check(candidate):\n    assert candidate(1) == 2\n",
     },
     "humanevalplus": {
-        "task_id": "HumanEval/0", "prompt": "def plus_one(x):\n", "canonical_solution": "    return x + 1\n",
-        "test": PLUS.replace("plus_one", "candidate"), "entry_point": "plus_one",
+        "task_id": "HumanEval/0", "prompt": "def plus_one(x):\n    'Add one.'\n", "entry_point": "plus_one",
+        "canonical_solution": "    return x + 1\n", "test": PLUS.replace("plus_one", "candidate"),
     },
     "mbpp": {
         "task_id": 11, "text": "Add one.", "code": "def plus_one(x):\n    return x + 1",
@@ -228,8 +228,6 @@ THEIRS = {
 def test_a_row_of_theirs_makes_a_problem_of_ours(name: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("math_verify")
     known = hub.SETS[name]
-    if not set(known.suites) <= set(suites.SUITES.names()):
-        pytest.skip(f"{known.suites[0]} is no suite yet")
     table = tables.table_of([Row(known.row(Row(THEIRS[name], "there"), 0), "there")], "there", "0" * 64)
     monkeypatch.delenv(suites.DATA_VARIABLE, raising=False)
     monkeypatch.setattr(hub, "fetch", {name: table}.__getitem__)
