@@ -20,6 +20,7 @@ from selfplay_gym.report import write_report
 from selfplay_gym.suites import Problem, Suite
 from selfplay_gym.tasks.deduction import Deduction
 from selfplay_gym.types import Proposal, Task
+from tests.test_cli import Run, one_sandbox, run  # noqa: F401  fixtures
 from tests.test_report import Page, make_run
 
 FIXTURES = Path(__file__).parent / "fixtures" / "suites"
@@ -130,11 +131,11 @@ def test_ngrams_of_a_text_are_those_of_any_text_around_it(words: Sequence[str], 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    run = make_run(tmp_path / "run", archive=False)
+    folder = make_run(tmp_path / "run", archive=False)
     code = json.loads((FIXTURES / "cruxeval.jsonl").read_text().splitlines()[0])["code"]
-    with Archive(run / "archive.sqlite") as archive:
+    with Archive(folder / "archive.sqlite") as archive:
         archive.add_task(task(code.replace("\n", "  # mine\n", 1)), 1)
-    return run
+    return folder
 
 
 def test_a_run_is_compared_with_suites_by_name(run_folder: Path, sandbox: SandboxExecutor) -> None:
@@ -156,6 +157,21 @@ def test_a_report_has_a_section_on_it(run_folder: Path, sandbox: SandboxExecutor
     assert "Held-out problems in the archive" in text
     assert "cruxeval-i: r0 (program" in text
     assert "Held-out problems" not in Page(write_report(run_folder).read_text(encoding="utf-8")).text
+
+
+@pytest.mark.usefixtures("one_sandbox")
+def test_the_commands_look_where_they_are_told(run_folder: Path, run: Run) -> None:  # noqa: F811
+    where = ("--data-dir", FIXTURES)
+    answer = run("contamination", run_folder, "--suite", "cruxeval-i", *where, "--json", "-")
+    assert json.loads(answer.out)["suites"][0]["counts"] == {"program": 1, "behaviour": 0, "ngram": 0}
+    assert "1/3" in run("contamination", run_folder, "--suite", "cruxeval-i:3", *where).out
+    assert run("report", run_folder, "--suite", "cruxeval-i", *where).code == 0
+    assert "Held-out problems" in (run_folder / "report.html").read_text()
+    told = run("contamination", run_folder, "--suite", "nano-easy,list_functions", "--skip-missing")
+    assert "warning: list_functions is left out" in told.err
+    assert (
+        "expected an archive, found no file" in run("contamination", run_folder / "absent", "--suite", "nano-easy").line
+    )
 
 
 def test_a_hostile_id_does_nothing() -> None:
