@@ -49,7 +49,7 @@ class Exported:
         groups: Whether problems form groups.
         prompts_sha256: Of all prompts.
         data_sha256: Of the data file.
-        rules: Version of the judge.
+        judge: Hash of the rules by which it is judged.
     """
 
     protocol: str
@@ -61,7 +61,7 @@ class Exported:
     groups: bool
     prompts_sha256: str
     data_sha256: str
-    rules: int = grading.RULES
+    judge: str
 
     @classmethod
     def of(cls, put: Put) -> Exported:
@@ -77,7 +77,13 @@ class Exported:
             any(problem.group for problem in suite.problems),
             grading.prompts_sha256(suite.prompts()),
             suite.data_sha256,
+            _judge(suite),
         )
+
+
+def _judge(suite: Suite) -> str:
+    families = {name: dict(f.rules) for name, f in suite.families.items() if isinstance(f, grading.RuledFamily)}
+    return grading.digest({"rules": grading.RULES, "families": families})
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ def _lm_eval_task(output: Path, name: str, facts: Exported) -> dict[str, Any]:
             {"metric": facts.metric, "aggregation": mean, "higher_is_better": True},
             {"metric": "no_verdict", "aggregation": "mean", "higher_is_better": False},
         ],
-        "metadata": {"version": facts.rules, "protocol": facts.protocol, "data_sha256": facts.data_sha256},
+        "metadata": {"version": grading.RULES, "protocol": facts.protocol, "data_sha256": facts.data_sha256},
     }
 
 
@@ -311,7 +317,7 @@ class Scorer:
         exported = self.export.suites[suite.name]
         for what, then, now in (
             ("data", exported.data_sha256, suite.data_sha256),
-            ("the judge", f"version {exported.rules}", f"version {grading.RULES}"),
+            ("the judge", exported.judge, _judge(suite)),
         ):
             if now != then:
                 raise InvalidData(

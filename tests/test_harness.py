@@ -200,7 +200,7 @@ def test_other_data_or_another_judge_is_refused(
         Scorer(tmp_path / "tasks").score("cruxeval-o", "a", "2")
     export(["cruxeval-o"], "lm-eval", tmp_path / "again", sandbox, data_dir=data)
     monkeypatch.setattr(grading, "RULES", RULES + 1)
-    with pytest.raises(InvalidData, match=f"the judge of cruxeval-o is version {RULES} there"):
+    with pytest.raises(InvalidData, match=r"the judge of cruxeval-o is \w+ there and \w+ here"):
         Scorer(tmp_path / "again").score("cruxeval-o", "a", "2")
 
 
