@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -85,20 +84,17 @@ class Milestones:
         self.policy = Policy(policy.model, policy.tokenizer, generator)
         self.exam = load(config, executor)
 
-    def measure(self, step: int, console: Console | None = None) -> dict[str, float]:
-        """Score the policy as it is after a step (0: before the first) and return the metrics, ``eval/SUITE``.
-
-        With ``console`` progress is shown there.
-        """
+    def measure(self, step: int) -> dict[str, float]:
+        """Score the policy as it is after a step (0: before the first) and return the metrics, ``eval/SUITE``."""
         scores = self.folder.path / self.folder.evaluation(step)
         scores.parent.mkdir(exist_ok=True)
         for left in (scores, scores.with_suffix(".jsonl"), scores.with_suffix(".jsonl.failures")):
             left.unlink(missing_ok=True)
-        report = self._report(step, scores.with_suffix(".jsonl"), console)
+        report = self._report(step, scores.with_suffix(".jsonl"))
         self.folder.write_json(self.folder.evaluation(step), report.as_dict())
         return {f"eval/{result.suite}": result.value for result in report.results if result.value is not None}
 
-    def _report(self, step: int, answers: Path, console: Console | None) -> Report:
+    def _report(self, step: int, answers: Path) -> Report:
         assert self.exam is not None
         config, vllm_runs = self.config, self.config.backend == "vllm"
         model = Model(
@@ -108,7 +104,7 @@ class Milestones:
             style=config.style,
             versions=grading.versions_of("torch", "transformers", *(["vllm"] if vllm_runs else [])),
         )
-        return examine(model, self.exam, self.executor, keep=answers, console=console)
+        return examine(model, self.exam, self.executor, keep=answers)
 
     def _answerer(self, chat: bool, sampling: Sampling) -> PolicyAnswerer:
         context = vllm.context(self.config) if self.config.backend == "vllm" else None

@@ -342,7 +342,8 @@ class Leader:
                 self.folder.write_json("clock.json", {"holdout_before": time.monotonic() - began})
                 self.folder.write_json("holdout_before.json", scores)
             if self.config.eval and self.config.eval.before and not self.milestones.measured(0):
-                self.milestones.measure(0, self.console)
+                with self.console.status("Answering the suites, before the run"):
+                    self.milestones.measure(0)
             if not self.start:
                 self._seed_archive()
         self._step_started = time.monotonic()
@@ -380,7 +381,8 @@ class Leader:
         with self.generator.leading():
             after = self._measure("after") if self.config.holdout else {}
             if self.config.eval and not self.milestones.measured(self.config.steps):
-                self.milestones.measure(self.config.steps, self.console)
+                with self.console.status("Answering the suites, after the run"):
+                    self.milestones.measure(self.config.steps)
         rows = holdout.compare(before, after) if self.config.holdout else []
         # Over all sessions: what was interrupted counts no less than what came after.
         seconds = clock.get("holdout_before", 0.0) + self.folder.seconds_played() + time.monotonic() - began
