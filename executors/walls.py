@@ -7,6 +7,7 @@ server, which sees no installed package, loads this file.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import struct
@@ -34,6 +35,13 @@ _F_GETPIPE_SZ = 1032
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MEMORY_LIMIT = resource.getrlimit(resource.RLIMIT_AS)[1]  # the hard one, which nothing here changes
+
+
+_NO_NAMESPACE = {
+    errno.ENOSPC: "switched off or used up (sysctl user.max_user_namespaces)",
+    errno.EPERM: "not permitted (a container's profile, or a sysctl of the distribution)",
+}
+"""What the errors of unshare mean, whose own words speak of devices and owners."""
 
 
 def _check(result: int, what: str) -> None:
@@ -66,7 +74,9 @@ def leave_root() -> bool:
 def enter_namespaces() -> None:
     """Move into new namespaces of every kind; children are in the new process-id namespace, the first as its init."""
     uid, gid = os.getuid(), os.getgid()
-    _check(_libc.unshare(_NEW_NAMESPACES), "unshare")
+    if _libc.unshare(_NEW_NAMESPACES):
+        code = ctypes.get_errno()
+        raise OSError(code, f"no user namespace: {_NO_NAMESPACE.get(code, os.strerror(code))}")
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
     _write("/proc/self/gid_map", f"{NOBODY} {gid} 1")

@@ -13,6 +13,7 @@ import json
 import os
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -279,7 +280,8 @@ class AnswersFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written has been told
+                self._file.close()
 
     def _index(self) -> None:
         for row, start, end in self._rows():
@@ -375,8 +377,11 @@ class AnswersFile:
         start = self._open.seek(0, os.SEEK_END)
         # A last line may lack its end and be whole: somebody's editor.
         newline = b"\n" if start and self._last_byte(start) != b"\n" else b""
-        self._open.write(newline + line.encode() + b"\n")
-        self._open.flush()
+        try:
+            self._open.write(newline + line.encode() + b"\n")
+            self._open.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         return start + len(newline)
 
     def _last_byte(self, end: int) -> bytes:

@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from selfplay_gym import __version__, registry
+from selfplay_gym import __version__, interrupts, registry
 from selfplay_gym.errors import InvalidConfig, InvalidData, SelfPlayError
 from selfplay_gym.output import inert, write_whole
 from selfplay_gym.types import Job, Limits, Tier
@@ -89,8 +89,9 @@ def train(
         typer.Argument(
             metavar="RECIPE",
             show_default="nano",
-            help="A shipped recipe (`list recipes`; `recipe NAME` explains it) or a .yaml file; with --resume only "
-            "compared with what the run was started with.",
+            help="A shipped recipe (`list recipes`; `recipe NAME` explains it) or a .yaml file, where what it leaves "
+            "out has a default that is no recipe's (`recipe FILE` tells); with --resume only compared with what the "
+            "run was started with.",
         ),
     ] = None,
     settings: Annotated[
@@ -824,6 +825,7 @@ def main() -> None:
             stream.reconfigure(
                 errors="backslashreplace"
             )  # a terminal that knows ASCII only, a file name in no encoding
+    interrupts.remember()
     try:
         code = _run(sys.argv[1:] or ["--help"])
         sys.stdout.flush()

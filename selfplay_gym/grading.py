@@ -31,7 +31,7 @@ from selfplay_gym.frame import answer_of
 from selfplay_gym.protocols import Executor, TwoRunFamily
 from selfplay_gym.statistics import Estimate
 from selfplay_gym.suites import Problem, Source, Suite
-from selfplay_gym.types import Execution, Job, Limits, Status, Task, Verdict
+from selfplay_gym.types import Execution, Job, Limits, Status, Task, Tier, Verdict
 
 RULES = 1
 """Version of the judge: raised whenever the same completion could score differently."""
@@ -214,7 +214,10 @@ class Report:
 
     def warnings(self) -> list[str]:
         """Say for which problems there is no completion, and what else is to be known."""
-        return [line for result in self.results if (line := _without_completion(result))] + list(self.notes)
+        missing = [line for result in self.results if (line := _without_completion(result))]
+        weaker = self.tier not in ("", Tier.FULL)
+        tier = [f"judged in tier {self.tier}: `selfplay-gym doctor` says which walls are absent"] if weaker else []
+        return [*missing, *tier, *self.notes]
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` writes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -421,3 +422,20 @@ def test_an_endpoint_that_goes_down_ends_it_with_one_line_and_what_was_answered_
     assert error.startswith("error: 10 questions in a row got no answer; the last: the endpoint http://127.0.0.1")
     assert "status 500: oops" in error
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file_and_keeps_what_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with AnswersFile.write(path) as file:
+        file.begin(HEAD)
+        file.add(ONE, Answer("kept", finished=True))
+        whole = path.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole), most))  # stands for the disk
+        try:
+            with pytest.raises(OSError, match="File too large") as told:
+                file.add(TWO, Answer("lost", finished=True))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert told.value.filename == str(path)
+    assert path.read_bytes().startswith(whole)

@@ -27,6 +27,7 @@ from selfplay_gym import __version__, alarms, cli, registry
 from selfplay_gym.archive import Archive
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.sandbox import SandboxExecutor
+from selfplay_gym.training.launch import OWN_MODULES
 from selfplay_gym.training.nano import build_model, build_tokenizer
 from tests.endpoint_server import chat, serving
 
@@ -400,10 +401,42 @@ def test_without_user_namespaces_the_weaker_tier_is_used_and_named(tmp_path: Pat
     assert "isolation: filter_only" in found.out
     doctor = run_apart("doctor", code=NO_NAMESPACES)
     assert "sandbox tier filter_only" in doctor.out
-    assert "refused: full: " in doctor.out
+    assert "full: [Errno 28] no user namespace: switched off or used up (sysctl user.max_user_namespaces)" in " ".join(
+        doctor.out.split()
+    )
     refused = run_apart("exec", program, "--input", "2", "--tier", "full", code=NO_NAMESPACES)
     assert refused.code == 1
     assert "no sandbox can be built here; full: " in refused.line
+
+
+def test_what_lies_in_the_working_directory_is_never_imported_by_further_processes(tmp_path: Path) -> None:
+    write(tmp_path / "random.py", "raise SystemExit('imported from where the user is')")
+    command = [sys.executable, *OWN_MODULES, "selfplay_gym.training.jobs", "0", str(os.getpid()), "list", "families"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "deduction" in done.stdout
+
+
+def test_a_ctrl_c_that_python_drops_is_remembered() -> None:
+    code = """
+import signal
+from selfplay_gym import interrupts
+
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+interrupts.remember()
+interrupts.check()
+Dying()
+try:
+    interrupts.check()
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "Exception ignored" in done.stderr
+    assert done.stdout == "stopped\n"
 
 
 # -- eval, compare -----------------------------------------------------------------------------------------------------

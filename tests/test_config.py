@@ -257,3 +257,10 @@ def test_a_section_that_is_off_can_be_switched_on_and_set() -> None:
 def test_rows_are_every_proposal_and_every_attempt() -> None:
     settings = config.load("nano", ["play.proposals=2", "play.tasks=6", "play.attempts=4"])
     assert settings.rows == 2 * 3 + 6 * 4
+
+
+def test_a_setting_that_stands_twice_in_a_recipe_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text("play:\n  tasks: 3\n  tasks: 4\n", encoding="utf-8")
+    with pytest.raises(InvalidConfig, match="line 2: 'tasks' is set twice"):
+        config.load(str(recipe), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -511,9 +512,19 @@ def _read(recipe: str) -> dict[str, Any]:
     return _mapping(text, recipe)
 
 
+class _NoRepeats(yaml.SafeLoader):
+    """Refuses a mapping with the same key twice, of which YAML itself would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := [key for key, times in Counter(keys).items() if times > 1]:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {repeated[0]!r} is set twice")
+        return super().construct_mapping(node, deep)
+
+
 def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, _NoRepeats)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45 is read as a date
         raise InvalidConfig(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):

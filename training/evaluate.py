@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from selfplay_gym import grading, suites
+from selfplay_gym import grading, interrupts, suites
 from selfplay_gym.answers import Answer, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.eval_protocols import Changes, Choice, EvalProtocol
@@ -78,6 +78,7 @@ def evaluate(
             suite without such a protocol.
         ExecutorError: The sandbox as a whole could not be started.
     """
+    interrupts.check()
     choice = Choice(protocol, style, sampling)
     # Before the model is loaded, so that a misspelt suite or a missing file shows at once.
     there = load_checked(names, Source(executor, data_dir), choice, skip_missing).suites

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from selfplay_gym.errors import SelfPlayError
 from selfplay_gym.output import inert
-from selfplay_gym.training.launch import die_with
+from selfplay_gym.training.launch import OWN_MODULES, die_with
 
 GRACE_SECONDS = 60.0
 """How long a run has to finish its step and to save it after Ctrl-C."""
@@ -136,7 +136,7 @@ def run_apart(arguments: Sequence[str]) -> None:
 def _command(cores: Iterable[int], arguments: Sequence[str]) -> list[str]:
     """Return the command that runs a call on these cores and ends with this process."""
     listed = ",".join(map(str, cores))
-    return [sys.executable, "-m", "selfplay_gym.training.jobs", listed, str(os.getpid()), *arguments]
+    return [sys.executable, *OWN_MODULES, "selfplay_gym.training.jobs", listed, str(os.getpid()), *arguments]
 
 
 def _start(job: Job, core: int) -> subprocess.Popen[bytes]:

@@ -21,12 +21,16 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from selfplay_gym import interrupts
 from selfplay_gym.errors import InvalidConfig, SelfPlayError, UnknownId
 from selfplay_gym.training.config import RunConfig, load, override
 from selfplay_gym.training.folder import LOCK, RunFolder, RunLock, latest_output, next_output
 
 GRACE_SECONDS = 10.0
 """How long rank 0 has to notice by itself that another process has ended."""
+
+OWN_MODULES = ("-P", "-m")
+"""How Python runs a module of ours: without importing what lies about where the user happens to be."""
 
 RUNS = Path("runs")
 """Where runs go that are not told otherwise."""
@@ -73,6 +77,7 @@ def launch(config: RunConfig, folder: RunFolder, *, resume: bool, console: Conso
     from selfplay_gym.training import vllm
     from selfplay_gym.training.run import check, check_start, run_rank
 
+    interrupts.check()
     if _follows():
         folder.path.mkdir(parents=True, exist_ok=True)  # on a machine of its own it may be missing
         _leave(_follow(config, folder, resume=resume))
@@ -138,7 +143,7 @@ def _followers(config: RunConfig, folder: RunFolder) -> Iterator[dict[str, str]]
         yield {}
         return
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    command = [sys.executable, "-m", "selfplay_gym.training.launch", str(folder.path), str(os.getpid())]
+    command = [sys.executable, *OWN_MODULES, "selfplay_gym.training.launch", str(folder.path), str(os.getpid())]
     processes: list[subprocess.Popen[bytes]] = []
     with folder.log.open("ab") as log, ExitStack() as stack:
         for rank in range(1, world):
