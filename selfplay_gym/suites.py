@@ -262,6 +262,18 @@ class Loaded:
         return [f"{name} is left out: {why}" for name, why in self.missing.items()]
 
 
+def loaders_of(names: Sequence[str]) -> dict[str, Loader]:
+    """Return what loads the suites behind names of suites and groups, by name; nothing is loaded.
+
+    Raises:
+        UnknownId: No suite of that name; the message gives the nearest ones.
+        InvalidConfig: There is no name.
+    """
+    if not names:
+        raise InvalidConfig(f"no suite named; there are {', '.join(SUITES.names())}")
+    return {name: _loader(parted(name)[0]) for name in expanded(names)}
+
+
 def load_named(names: Sequence[str], source: Source, style_of: Callable[[str], str] | None = None) -> Loaded:
     """Load suites and groups, by the name of each suite, and note which have no data.
 
@@ -274,9 +286,7 @@ def load_named(names: Sequence[str], source: Source, style_of: Callable[[str], s
         UnknownId: No suite of that name; the message gives the nearest ones.
         InvalidData: A file is broken.
     """
-    if not names:
-        raise InvalidConfig(f"no suite named; there are {', '.join(SUITES.names())}")
-    loaders = {name: _loader(parted(name)[0]) for name in expanded(names)}
+    loaders = loaders_of(names)
     found: dict[str, list[Suite]] = {}
     missing: dict[str, str] = {}
     seen: set[str] = set()

@@ -16,13 +16,13 @@ from selfplay_gym import grading, interrupts, suites
 from selfplay_gym.answers import Answer, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.eval_protocols import Changes, Choice, EvalProtocol
-from selfplay_gym.evaluating import Model, evaluate_answers, load_checked
+from selfplay_gym.evaluating import Model, examine, prepare
 from selfplay_gym.grading import Report
 from selfplay_gym.protocols import Executor
 from selfplay_gym.suites import Source
 from selfplay_gym.tasks.prompting import Style
 from selfplay_gym.training.generation import Request
-from selfplay_gym.training.loading import check_template, fingerprint
+from selfplay_gym.training.loading import check_source, check_template, fingerprint, load_tokenizer
 from selfplay_gym.training.policy import Policy
 from selfplay_gym.training.vllm import VLLMBackend
 
@@ -81,11 +81,12 @@ def evaluate(
     interrupts.check()
     choice = Choice(protocol, style, sampling)
     # Before the model is loaded, so that a misspelt suite or a missing file shows at once.
-    there = load_checked(names, Source(executor, data_dir), choice, skip_missing).suites
+    choice.check(suites.loaders_of(names))
+    suited = style_of(_tokenizer(model))
+    exam = prepare(names, Source(executor, data_dir, suited), choice, limit=limit, skip_missing=skip_missing)
     policy = model if isinstance(model, Policy) else _load(str(model), backend)
-    suited = style_of(policy.tokenizer)
-    for suite in there:
-        _check_fit(policy, choice.of(suites.parted(suite)[0]), suited)
+    for each in exam.names:
+        _check_fit(policy, choice.of(suites.parted(each)[0]), suited)
     where = policy.model.name_or_path if isinstance(model, Policy) else str(model)
     # The weights of a loaded policy may be any: nothing is taken for answers of theirs.
     state = uuid.uuid4().hex if isinstance(model, Policy) else fingerprint(where)
@@ -96,10 +97,14 @@ def evaluate(
         style=suited,
         versions=grading.versions_of("torch", "transformers", *(["vllm"] if backend == "vllm" else [])),
     )
-    return evaluate_answers(
-        asked, names, executor, sampling, protocol=protocol, style=style, data_dir=data_dir, limit=limit,
-        skip_missing=skip_missing, keep=keep, evalplus=evalplus, console=console,
-    )  # fmt: skip
+    return examine(asked, exam, executor, keep=keep, evalplus=evalplus, console=console)
+
+
+def _tokenizer(model: str | Path | Policy) -> Any:
+    if isinstance(model, Policy):
+        return model.tokenizer
+    check_source(str(model))
+    return load_tokenizer(str(model))
 
 
 def _check_fit(policy: Policy, protocol: EvalProtocol, suited: str) -> None:
