@@ -37,6 +37,7 @@ DIFFERENCES = {
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(4 * 3600),
     pytest.mark.skipif(not PYTHON, reason="set SELFPLAY_GYM_EVALPLUS to a Python that has evalplus"),
     pytest.mark.skipif(
         not os.environ.get(suites.DATA_VARIABLE)

@@ -454,6 +454,7 @@ SIZES = {"humaneval": 82, "mbpp": 372, "mbpp_sanitized": 129, "humaneval+": 82, 
 
 
 @needs_data
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [
     "humaneval", "mbpp", "mbpp_sanitized", *(pytest.param(n, marks=pytest.mark.slow) for n in ("humaneval+", "mbpp+")),
 ])  # fmt: skip
