@@ -41,6 +41,7 @@ PART_CHARACTERS = 24_000
 DIGEST_CHARACTERS = 4_000
 """A value whose text is longer comes as a digest: it can only be equal, not close."""
 
+_EQUAL = rules.OPERATORS["Eq"]  # all that can be said of digests
 _ENTRY = "_outcomes"
 _INDENT = "    "
 
@@ -50,6 +51,8 @@ _OTHER_TYPES = re.compile(
     r"Counter|OrderedDict|[Dd]efault[Dd]ict|ChainMap|[Nn]amed[Tt]uple|Decimal|Fraction|numpy|enum|keys\(|items\("
     r"|class |type\(|import_module|__import__"
 )
+_IS_DIGEST = re.compile("'digest [0-9a-f]{64}'")
+_MOST_ENDS = 20  # of a body, that are tried
 _FUTURE = re.compile(r"^from __future__ import [^\n]*\n", re.MULTILINE)
 
 
@@ -84,7 +87,7 @@ class UnitTests(Task):
             self,
             inputs=tuple(case.call for case in cases),
             outputs=tuple(case.expected for case in cases),
-            rules=tuple(case.rule for case in cases),
+            rules=tuple(_EQUAL if long else case.rule for case, long in zip(cases, digests, strict=True)),
             digests=digests,
             parts=tuple(_parts([len(case.expected) for case in cases])),
         )
@@ -178,7 +181,7 @@ def _continued(task: UnitTests, written: str) -> str:
     """
     lines = (written if written[:1].isspace() else _INDENT + written).split("\n")
     ends = [number for number, line in enumerate(lines) if line.strip() and not line[0].isspace()]
-    for end in ends:
+    for end in ends[:_MOST_ENDS]:
         program = task.stub + "\n".join(lines[:end])
         if _parses(program):
             return program
@@ -253,4 +256,4 @@ def expected_text(value: object) -> str:
 
 def is_digest(expected: str) -> bool:
     """Return whether an expected value is a digest in place of the value."""
-    return expected.startswith("'digest ")
+    return _IS_DIGEST.fullmatch(expected) is not None

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from selfplay_gym import suites
+from selfplay_gym import literals, suites
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.executors.sandbox import SandboxExecutor
 from selfplay_gym.grading import SuiteResult, grade, read_completions
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks import asserts, beside, rules
-from selfplay_gym.tasks.asserts import NotCases
+from selfplay_gym.tasks.asserts import Case, NotCases
 from selfplay_gym.tasks.unit_tests import UnitTests, outcomes_job, program_of
 from tests.wrong_programs import CHANGES, LOOP, changed
 
@@ -395,7 +395,7 @@ def test_an_assert_is_read_as_a_call_and_what_it_must_give(
 ) -> None:
     source = asserts.Source(f"assert {text}, 'a message'")
     (case,) = asserts.cases(source, source.body)
-    assert (case.call, case.expected, rules.met(case.rule, found, asserts.literals.parse(case.expected))) == (
+    assert (case.call, case.expected, rules.met(case.rule, found, literals.parse(case.expected))) == (
         call,
         expected,
         right,
@@ -433,6 +433,15 @@ def test_equal_values_have_one_digest_and_others_another() -> None:
     assert (digests[0], len(set(digests))) == (digests[1], 4)
     large = [beside._digest(value) for value in (10**9000, [10**9000], 10**9000 + 1)]
     assert len(set(large)) == 3
+
+
+def test_a_digest_is_held_to_equality_whatever_the_rule(loaded: dict[str, Suite]) -> None:
+    long = repr(beside._digest([1] * 5000))
+    task = task_of(loaded["mbpp+"], "mbpp/30").with_cases(
+        [Case("f()", long, rules.as_sets), Case("f()", "1", rules.as_sets)]
+    )
+    assert (task.rules, task.digests) == ((rules.OPERATORS["Eq"], rules.as_sets), (True, False))
+    assert not task.with_cases([Case("f()", "'digest of news'")]).digests[0]
 
 
 def test_evalplus_samples_may_hold_completions_in_place_of_solutions(
