@@ -266,6 +266,6 @@ def corpus(suite: Suite, rows: Rows, every: int, endless: int) -> list[Wrong]:
     asked = [(problem, problem.task) for problem in suite.problems[::every] if problem.task is not None]
     for number, (problem, task) in enumerate(asked):
         for name, answer, case in MAKERS[task.family](problem, task, rows, number < endless):
-            case = {**case, "answer": answer, **({"seconds": 1} if name.startswith("endless") else {})}
+            case = {**case, "answer": answer, **({"seconds": 1} if name.startswith(("endless", "huge")) else {})}
             made.append(Wrong(problem.id, name, answer, case))
     return made
