@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import typer
 
-from selfplay_gym import __version__, alarms, cli, registry
+from selfplay_gym import __version__, alarms, cli, cli_common, registry
 from selfplay_gym.archive import Archive
 from selfplay_gym.errors import ExecutorError
 from selfplay_gym.executors.sandbox import SandboxExecutor
@@ -63,7 +63,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SELFPLAY_GYM_DATA", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(cli.console, "width", 300)
+    monkeypatch.setattr(cli_common.console, "width", 300)
 
     def call(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["selfplay-gym", *map(str, arguments)])
