@@ -74,44 +74,48 @@ def problems(rows: Sequence[Row], source: Source, tasks: Sequence[UnitTests], an
         InvalidData: A row's tests cannot be read.
     """
     calls = [_calls(row) for row in rows]
-    computed = [any(call.result is None for call in found) for found in calls]
+    stated = [_stated(found) for found in calls]
     jobs = [
         reference_job(answer, [_expression(row, call) for call in found], REFERENCE_LIMITS)
-        for row, answer, found, needed in zip(rows, answers, calls, computed, strict=True)
-        if needed
+        for row, answer, found, known in zip(rows, answers, calls, stated, strict=True)
+        if known is None
     ]
     runs = iter(source.executor.run(jobs))
+    read = zip(rows, tasks, answers, calls, stated, strict=True)
     return [
-        _problem(row, task, answer, found, next(runs) if needed else None)
-        for row, task, answer, found, needed in zip(rows, tasks, answers, calls, computed, strict=True)
+        _computed(row, task, answer, found, next(runs)) if known is None else _problem(row, task, answer, found, known)
+        for row, task, answer, found, known in read
     ]
 
 
-def _problem(
-    row: Row, task: UnitTests, answer: str, calls: Sequence[_Call], runs: Sequence[Execution] | None
-) -> Problem:
-    key = row.text("id")
-    if runs is None:
-        expected = [_stated(row, call) for call in calls]
-    else:
-        kept = [(call, run) for call, run in zip(calls, runs, strict=True) if run.status not in BEYOND]
-        calls, expected = [call for call, _ in kept], [run.value or "" for _, run in kept]
-        failed = next((run for _, run in kept if run.status is not Status.OK), None if kept else runs[0])
-        if failed is not None:
-            return Problem(key, None, failure=f"reference: {failed.status} {failed.error_type}".strip())
-    cases = [_case(row, call, text) for call, text in zip(calls, expected, strict=True)]
-    level = "stated" if runs is None else "computed"
-    named = any(isinstance(node, ast.Name) and node.id in _NUMBERS for call in calls for node in ast.walk(call.node))
-    task = replace(task, level=level, setup=_NUMBERS_AS_NAMES if named else "")
-    return Problem(key, task.with_cases(cases), answer, limits=SLOW_LIMITS if key in SLOW else None)
-
-
-def _stated(row: Row, call: _Call) -> str:
-    assert call.result is not None
+def _stated(calls: Sequence[_Call]) -> list[str] | None:
+    """Return what the data says that each call gives; None where it does not, or says what is no value."""
+    results = [call.result for call in calls if call.result is not None]
+    if len(results) < len(calls):
+        return None
     try:
-        return expected_text(asserts.value(call.result))
-    except (ValueError, TypeError) as error:
-        raise InvalidData(f"{row.where}: field 'test' holds a result that is no value: {error}") from None
+        return [expected_text(asserts.value(result)) for result in results]
+    except (ValueError, TypeError):
+        return None
+
+
+def _computed(row: Row, task: UnitTests, answer: str, calls: Sequence[_Call], runs: Sequence[Execution]) -> Problem:
+    """Return the problem whose expected values the reference gave."""
+    kept = [(call, run) for call, run in zip(calls, runs, strict=True) if run.status not in BEYOND]
+    failed = next((run for _, run in kept if run.status is not Status.OK), None if kept else runs[0])
+    if failed is not None:
+        return Problem(row.text("id"), None, failure=f"reference: {failed.status} {failed.error_type}".strip())
+    values = [run.value or "" for _, run in kept]
+    return _problem(row, replace(task, level="computed"), answer, [call for call, _ in kept], values)
+
+
+def _problem(row: Row, task: UnitTests, answer: str, calls: Sequence[_Call], expected: Sequence[str]) -> Problem:
+    cases = [_case(row, call, text) for call, text in zip(calls, expected, strict=True)]
+    nodes = (node for call in calls for node in ast.walk(call.node))
+    named = any(isinstance(node, ast.Name) and node.id in _NUMBERS for node in nodes)
+    task = replace(task, level=task.level or "stated", setup=_NUMBERS_AS_NAMES if named else "")
+    key = row.text("id")
+    return Problem(key, task.with_cases(cases), answer, limits=SLOW_LIMITS if key in SLOW else None)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

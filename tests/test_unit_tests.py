@@ -172,6 +172,27 @@ def test_a_reference_that_fails_here_is_no_verdict(executor: SandboxExecutor, tm
     assert (result.no_verdict, result.rows[0].reason) == (1, "no verdict: reference: error ZeroDivisionError")
 
 
+def test_results_that_are_no_values_are_computed_and_a_reference_that_gives_none_is_no_verdict(
+    executor: SandboxExecutor, tmp_path: Path
+) -> None:
+    row = {"entry_point": "f", "prompt": '"""\nShown.\n"""', "atol": 0, "base_input": [[1]], "plus_input": []}
+    rows = [
+        {
+            **row,
+            "id": "mbpp/1",
+            "canonical_solution": "def f(x): return 2 * x",
+            "test": "inputs = [[1]]\nresults = [g()]",
+        },
+        {**row, "id": "mbpp/2", "canonical_solution": "def f(x): return f", "test": "inputs = [[1]]\nresults = [g()]"},
+        {**row, "id": "mbpp/3", "canonical_solution": "def f(x): return x", "test": "inputs = [[1j]]\nresults = [1j]"},
+    ]
+    write(tmp_path, "mbppplus", rows)
+    (suite,) = suites.load(["mbpp+"], Source(executor, tmp_path))
+    result = scored(executor, suite, {problem.id: [problem.answer] for problem in suite.problems})
+    assert [row.score for row in result.rows] == [1.0, None, None]
+    assert [row.reason for row in result.rows][1:] == ["no verdict: reference: unserialisable"] * 2
+
+
 def test_tests_that_do_not_come_apart_are_no_verdict(executor: SandboxExecutor, tmp_path: Path) -> None:
     write(tmp_path, "mbpp", [{**MBPP[0], "test_list": ["assert order([1]) == order([1])"]}])
     (suite,) = suites.load(["mbpp"], Source(executor, tmp_path))
