@@ -201,7 +201,7 @@ TEXTS = {
 WAYS = {
     "deduction": "text", "abduction": "text", "test_output": "text", "arc": "text", "maths": "text", "ifeval": "text",
     "error": "text", "induction": "f", "puzzle": "sol", "script": "script", "method": "method",
-    "unit_tests": "any function",
+    **dict.fromkeys(("humaneval", "mbpp", "leetcode"), "any function"),
 }  # fmt: skip
 """What each family asks for: a text, or a program in which a function of this name, or this kind, is called."""
 
@@ -247,4 +247,5 @@ def test_no_cheat_is_paid_in_any_suite(executor: SandboxExecutor, folder: Path, 
 
 
 def test_every_family_that_runs_or_parses_code_has_wrong_answers() -> None:
-    assert MAKERS.keys() | {"maths", "ifeval", "error", "unit_tests"} == WAYS.keys()
+    # The families of unit tests have theirs in tests/wrong_programs.py, held against evalplus.
+    assert MAKERS.keys() | {"maths", "ifeval", "error", "humaneval", "mbpp", "leetcode"} == WAYS.keys()
