@@ -52,9 +52,9 @@ def main() -> None:
             stream.reconfigure(
                 errors="backslashreplace"
             )  # a terminal that knows ASCII only, a file name in no encoding
-    interrupts.remember()
     try:
-        code = _run(sys.argv[1:] or ["--help"])
+        with interrupts.remembered():
+            code = _run(sys.argv[1:] or ["--help"])
         sys.stdout.flush()
     except UsageError as error:
         code = _fail(_usage(error), 2)

@@ -7,15 +7,25 @@ imported, it is printed and dropped, and the program goes on. So it is remembere
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-_asked = False
+_asked: list[int] = []
 
 
-def remember() -> None:
-    """From now on, remember a Ctrl-C beside raising it; one that the user's shell has switched off stays so."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Remember a Ctrl-C beside raising it, until the block ends; where the shell has switched it off it stays off."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _asked.clear()
 
 
 def check() -> None:
@@ -29,6 +39,5 @@ def check() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
+    _asked.append(number)
     raise KeyboardInterrupt

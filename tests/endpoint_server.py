@@ -91,13 +91,14 @@ class EndpointServer:
                 body["path"] = self.path
                 tried = server._begin(body, dict(self.headers))
                 try:
-                    self._send(server.answer(body, tried))
-                finally:
+                    reply = server.answer(body, tried)
+                    time.sleep(reply.wait)
+                finally:  # before the reply: once it has that, the client may ask again
                     with server._lock:
                         server.open -= 1
+                self._send(reply)
 
             def _send(self, reply: Reply) -> None:
-                time.sleep(reply.wait)
                 self.close_connection = True
                 if not reply.status:
                     return

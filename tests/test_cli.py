@@ -426,13 +426,14 @@ class Dying:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
-interrupts.remember()
-interrupts.check()
-Dying()
-try:
+with interrupts.remembered():
     interrupts.check()
-except KeyboardInterrupt:
-    print("stopped")
+    Dying()
+    try:
+        interrupts.check()
+    except KeyboardInterrupt:
+        print("stopped")
+interrupts.check()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "Exception ignored" in done.stderr

@@ -3,7 +3,7 @@
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -472,6 +472,11 @@ SIZES = {
 """Rows, groups, and rows without a verdict, of each suite."""
 
 
+def slow_where_many(names: Iterable[str]) -> list[Any]:
+    """The names of suites, those marked slow whose references take ten seconds to run."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name.startswith("mbpp_io") else name for name in names]
+
+
 def real(executor: SandboxExecutor, name: str) -> Suite:
     file = name.partition("-")[0]
     if not any(REAL.glob(f"{file}*.jsonl*")) or not os.environ.get(suites.DATA_VARIABLE):
@@ -479,7 +484,7 @@ def real(executor: SandboxExecutor, name: str) -> Suite:
     return load(executor, REAL, name)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", slow_where_many(SIZES))
 def test_real_rows_load_and_those_without_a_verdict_are_few(executor: SandboxExecutor, name: str) -> None:
     suite = real(executor, name)
     groups = {problem.group for problem in suite.problems if problem.group}
@@ -488,7 +493,7 @@ def test_real_rows_load_and_those_without_a_verdict_are_few(executor: SandboxExe
     assert all(problem.failure for problem in failures)
 
 
-@pytest.mark.parametrize("name", list(SIZES)[:12])
+@pytest.mark.parametrize("name", slow_where_many(list(SIZES)[:12]))
 def test_real_references_score_100_and_shuffled_ones_next_to_nothing(executor: SandboxExecutor, name: str) -> None:
     suite = real(executor, name)
     keys, answers = zip(*((p.id, p.answer) for p in suite.problems if p.task), strict=True)

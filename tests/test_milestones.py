@@ -160,7 +160,7 @@ def test_the_report_shows_a_curve_and_a_table_with_intervals(data: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("stopped", [3, 4])
+@pytest.mark.parametrize("stopped", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_stopped_between_evaluations_goes_on_as_if_it_had_not(
     stopped: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

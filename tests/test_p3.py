@@ -204,6 +204,7 @@ def test_a_broken_row_is_named(executor: SandboxExecutor, tmp_path: Path, change
         load(executor, tmp_path, [{**ROWS[0], **change}])
 
 
+@pytest.mark.slow
 def test_real_known_solutions_are_right_but_for_one_whose_value_is_too_large(executor: SandboxExecutor) -> None:
     if not os.environ.get(suites.DATA_VARIABLE) or not (REAL / "p3_dev.jsonl").is_file():
         pytest.skip(f"set {suites.DATA_VARIABLE} to a folder that holds p3_dev.jsonl")
