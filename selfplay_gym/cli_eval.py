@@ -105,8 +105,8 @@ def evaluate(
     names = names_in(suite)
     with registry.executors.load("sandbox")() as executor:
         if completions is not None:
+            from selfplay_gym.completions import score_completions
             from selfplay_gym.evaluating import progress
-            from selfplay_gym.grading import score_completions
 
             with progress(progress_console(), "judging", None) as advance:
                 report = score_completions(

@@ -38,8 +38,8 @@ from selfplay_gym.answers import GREEDY, Answer, Question, Sampling
 from selfplay_gym.errors import EndpointError, InvalidConfig
 from selfplay_gym.eval_protocols import Changes
 from selfplay_gym.evaluating import Model, evaluate_answers
-from selfplay_gym.grading import Report
 from selfplay_gym.protocols import Executor
+from selfplay_gym.results import Report
 
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 CONNECT_SECONDS = 10.0

@@ -33,9 +33,10 @@ from selfplay_gym.answers import Answer, Answerer, AnswersFile, Asked, Evaluatio
 from selfplay_gym.errors import InvalidConfig, InvalidData
 from selfplay_gym.eval_protocols import Changes, Choice, EvalProtocol, cut
 from selfplay_gym.frame import last_block
-from selfplay_gym.grading import Progress, Report, SuiteResult
+from selfplay_gym.grading import Progress
 from selfplay_gym.output import inert, write_whole
 from selfplay_gym.protocols import Executor
+from selfplay_gym.results import JUDGES, Report, SuiteResult, versions_of
 from selfplay_gym.suites import Source, Suite
 
 LINE_SECONDS = 60.0
@@ -348,7 +349,7 @@ def _cut_off(answers: Mapping[str, Sequence[Answer]]) -> float:
 
 def _report(evaluation: Evaluation, results: Sequence[SuiteResult], executor: Executor, notes: Sequence[str]) -> Report:
     # The judge is the one of today; what made the answers is told as it was.
-    versions = {**grading.versions_of("selfplay-gym", *grading.JUDGES), **evaluation.versions}
+    versions = {**versions_of("selfplay-gym", *JUDGES), **evaluation.versions}
     seed, tier = evaluation.seed, str(executor.tier)
     return Report(tuple(results), evaluation.model, seed=seed, tier=tier, versions=versions, notes=tuple(notes))
 

@@ -23,9 +23,9 @@ from selfplay_gym import grading, registry, statistics, suites
 from selfplay_gym.errors import InvalidConfig, InvalidData
 from selfplay_gym.eval_protocols import Choice, cut
 from selfplay_gym.evaluating import Exam, Put, prepare
-from selfplay_gym.grading import RowScore
 from selfplay_gym.output import write_whole
 from selfplay_gym.protocols import Executor
+from selfplay_gym.results import RowScore
 from selfplay_gym.suites import Problem, Source, Suite, row_of
 
 HEAD = "export.json"

@@ -14,8 +14,9 @@ from inspect_ai.model import ContentReasoning, ContentText, GenerateConfig, Mode
 from inspect_ai.scorer import Metric, SampleScore, Score, Target, mean, metric, scorer, stderr
 from inspect_ai.solver import TaskState, generate
 
-from selfplay_gym.grading import RowScore, extract
+from selfplay_gym.grading import extract
 from selfplay_gym.harness import Scorer, mean_of_groups
+from selfplay_gym.results import RowScore
 from selfplay_gym.suites import read
 
 

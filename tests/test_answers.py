@@ -20,9 +20,9 @@ from rich.console import Console
 
 from selfplay_gym import evaluating, suites
 from selfplay_gym.answers import Answer, AnswersFile, Asked, Evaluation, Question, Sampling
+from selfplay_gym.completions import score_completions
 from selfplay_gym.errors import InvalidConfig, InvalidData
 from selfplay_gym.evaluating import Model, evaluate_answers, rescore
-from selfplay_gym.grading import score_completions
 from selfplay_gym.types import Execution, Status
 from tests.endpoint_server import Reply, chat, serving
 

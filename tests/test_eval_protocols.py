@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from selfplay_gym import eval_protocols, grading, suites
+from selfplay_gym import eval_protocols, results, suites
 from selfplay_gym.answers import Answer, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, InvalidData, MissingData, UnknownId
 from selfplay_gym.eval_protocols import DEFAULT, PROTOCOLS, Choice, EvalProtocol, cut, protocol_of, protocols_of
@@ -81,7 +81,7 @@ class Scripted:
             yield question, Answer(self.text, True)
 
 
-def ask(scripted: Scripted, names: Sequence[str], executor: Any, style: str = "azr", **how: Any) -> grading.Report:
+def ask(scripted: Scripted, names: Sequence[str], executor: Any, style: str = "azr", **how: Any) -> results.Report:
     how.setdefault("data_dir", FIXTURES)
     return evaluate_answers(Model("m", scripted, {"model": "m"}, style, {}), names, executor, **how)
 

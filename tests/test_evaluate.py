@@ -13,10 +13,12 @@ from rich.console import Console
 
 from selfplay_gym import grading, literals, suites
 from selfplay_gym.answers import Answer, Question, Sampling
+from selfplay_gym.completions import read_completions, score_completions
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
 from selfplay_gym.evaluating import rescore
-from selfplay_gym.grading import Report, RowScore, SuiteResult, grade, pass_rates, read_completions, score_completions
+from selfplay_gym.grading import grade, pass_rates
 from selfplay_gym.maths import Rule
+from selfplay_gym.results import Report, RowScore, SuiteResult
 from selfplay_gym.statistics import wilson
 from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.tasks.abduction import Abduction

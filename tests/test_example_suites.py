@@ -13,7 +13,8 @@ import pytest
 from selfplay_gym import suites
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.grading import SuiteResult, digest, grade
+from selfplay_gym.grading import digest, grade
+from selfplay_gym.results import SuiteResult
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks.comparing import close
 

@@ -327,7 +327,7 @@ import tasks
 from inspect_ai.model import ChatMessageAssistant, ContentReasoning, ContentText, ModelOutput
 from inspect_ai.scorer import SampleScore
 from selfplay_gym import inspect_tasks as ours
-from selfplay_gym.grading import RowScore
+from selfplay_gym.results import RowScore
 
 assert "torch" not in sys.modules
 assert [sample.id for sample in tasks.nano_easy().dataset] == ["deduction-000", "abduction-000", "induction-000"]

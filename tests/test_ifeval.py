@@ -12,9 +12,10 @@ import pytest
 from selfplay_gym import suites
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.grading import SuiteResult, grade
+from selfplay_gym.grading import grade
 from selfplay_gym.instructions import CHECKS, follows, sentences, variants
 from selfplay_gym.languages import LANGUAGES, is_in
+from selfplay_gym.results import SuiteResult
 from selfplay_gym.suites import Source, Suite
 
 REAL = Path(os.environ.get(suites.DATA_VARIABLE, ""))

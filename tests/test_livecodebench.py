@@ -14,8 +14,9 @@ import pytest
 from selfplay_gym import literals, suites
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.grading import SuiteResult, grade
+from selfplay_gym.grading import grade
 from selfplay_gym.livecodebench import converted
+from selfplay_gym.results import SuiteResult
 from selfplay_gym.suites import Row, Source, Suite
 from selfplay_gym.tasks.livecodebench import LIMITS
 from selfplay_gym.types import Limits

@@ -26,9 +26,10 @@ from selfplay_gym import maths, suites
 from selfplay_gym.errors import InvalidConfig, InvalidData
 from selfplay_gym.executors import connection
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.grading import Report, SuiteResult, grade
+from selfplay_gym.grading import grade
 from selfplay_gym.maths import Comparison, Rule, compare, final_answer
 from selfplay_gym.maths_program import PROGRAM
+from selfplay_gym.results import Report, SuiteResult
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks.maths import _SETS
 from selfplay_gym.types import Execution, Job, Limits, Status

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from selfplay_gym.errors import InvalidConfig, InvalidData, UnknownId
 from selfplay_gym.eval_protocols import Changes
-from selfplay_gym.grading import Report, RowScore, SuiteResult
+from selfplay_gym.results import Report, RowScore, SuiteResult
 from selfplay_gym.training import sweep as sweeping
 from selfplay_gym.training.generation import Request
 from selfplay_gym.training.nano import build_model, build_tokenizer

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from selfplay_gym import literals, suites
+from selfplay_gym.completions import read_completions
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.executors.sandbox import SandboxExecutor
-from selfplay_gym.grading import SuiteResult, grade, read_completions
+from selfplay_gym.grading import grade
+from selfplay_gym.results import SuiteResult
 from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks import asserts, beside, rules
 from selfplay_gym.tasks.asserts import Case, NotCases

@@ -12,13 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
-from selfplay_gym import grading, interrupts, suites
+from selfplay_gym import interrupts, results, suites
 from selfplay_gym.answers import Answer, Question, Sampling
 from selfplay_gym.errors import InvalidConfig, UnknownId
 from selfplay_gym.eval_protocols import Changes, Choice, EvalProtocol
 from selfplay_gym.evaluating import Model, examine, prepare
-from selfplay_gym.grading import Report
 from selfplay_gym.protocols import Executor
+from selfplay_gym.results import Report
 from selfplay_gym.suites import Source
 from selfplay_gym.tasks.prompting import Style
 from selfplay_gym.training.generation import Request
@@ -95,7 +95,7 @@ def evaluate(
         answerer=partial(PolicyAnswerer.of, policy),
         source={"model": where, "files": state, "backend": backend},
         style=suited,
-        versions=grading.versions_of("torch", "transformers", *(["vllm"] if backend == "vllm" else [])),
+        versions=results.versions_of("torch", "transformers", *(["vllm"] if backend == "vllm" else [])),
     )
     return examine(asked, exam, executor, keep=keep, evalplus=evalplus, console=console)
 

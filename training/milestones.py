@@ -16,13 +16,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from selfplay_gym import grading
+from selfplay_gym import results
 from selfplay_gym.answers import Sampling
 from selfplay_gym.comparison import Comparison, compare_results, corrected
 from selfplay_gym.errors import InvalidData
 from selfplay_gym.evaluating import Exam, Model, examine, prepare
-from selfplay_gym.grading import Report
 from selfplay_gym.protocols import Executor
+from selfplay_gym.results import Report
 from selfplay_gym.suites import Source, parted
 from selfplay_gym.training import vllm
 from selfplay_gym.training.config import RunConfig
@@ -102,7 +102,7 @@ class Milestones:
             answerer=self._answerer,
             source={"model": config.model, "run": str(self.folder.path), "step": step, "backend": config.backend},
             style=config.style,
-            versions=grading.versions_of("torch", "transformers", *(["vllm"] if vllm_runs else [])),
+            versions=results.versions_of("torch", "transformers", *(["vllm"] if vllm_runs else [])),
         )
         return examine(model, self.exam, self.executor, keep=answers)
 

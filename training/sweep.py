@@ -21,9 +21,9 @@ from rich.console import Console
 from selfplay_gym import grading
 from selfplay_gym.errors import InvalidConfig, InvalidData
 from selfplay_gym.eval_protocols import Changes
-from selfplay_gym.grading import Report
 from selfplay_gym.output import inert, write_whole
 from selfplay_gym.protocols import Executor
+from selfplay_gym.results import Report
 from selfplay_gym.training.evaluate import NANO_POLICY, evaluate
 from selfplay_gym.training.folder import COMPLETE, RunFolder
 from selfplay_gym.training.loading import check_source, fingerprint

@@ -19,8 +19,8 @@ from rich.text import Text
 from selfplay_gym import page
 from selfplay_gym.comparison import Comparison, compare_results, corrected
 from selfplay_gym.errors import InvalidData
-from selfplay_gym.grading import Report, SuiteResult
 from selfplay_gym.output import inert, write_whole
+from selfplay_gym.results import Report, SuiteResult
 
 HEADINGS = ("step", "checkpoint", "n", "value, %", "change, points", "p")
 LEGEND = (
