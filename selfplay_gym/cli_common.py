@@ -17,8 +17,13 @@ from selfplay_gym.output import inert, write_whole
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Wrong use of a command, exit code 2. typer names its children only."""
 
+WIDTH = 120
+"""Characters of a line where there is no terminal."""
+
 # No markup: what is printed may hold a model's or a program's words.
 console = Console(markup=False, emoji=False, highlight=False)
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = WIDTH  # no window to fit: a file or a pipe
 
 INSTALL = "pip install 'selfplay-gym[train]'"
 

@@ -206,7 +206,7 @@ def compare(
     check_places(json_file)
     found = comparison.compare_files(before, after)
     warn(comparison.warnings(found))
-    show(comparison.table(found), comparison.as_dict(found), json_file)
+    show(comparison.table(found), comparison.as_dict(found, before, after), json_file)
 
 
 @commands.command()

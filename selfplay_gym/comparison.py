@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from rich.table import Table
 
 from selfplay_gym import statistics
 from selfplay_gym.errors import InvalidData
+from selfplay_gym.results import versions_of
 from selfplay_gym.suites import Row, row_of
 
 
@@ -30,6 +33,8 @@ class Comparison:
         fell: Those whose score is lower.
         p_corrected: The p-value for as many suites as were compared (`statistics.holm`).
         caveat: Why the two may not be comparable; empty when they are.
+        data_sha256: Of the data that both were scored on.
+        protocols: Their hashes, before and after.
     """
 
     suite: str
@@ -41,6 +46,8 @@ class Comparison:
     fell: int
     p_corrected: float
     caveat: str = ""
+    data_sha256: str = ""
+    protocols: tuple[str, str] = ("", "")
 
     @property
     def within_noise(self) -> bool:
@@ -76,7 +83,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
         view.add_column(heading, justify="right", no_wrap=True)
     for c in comparisons:
         i = c.interval
-        ends = f"{100 * i.low:+.1f} to {100 * i.high:+.1f}"
+        ends = f"{100 * i.low:+.1f} to {100 * i.high:+.1f}" if c.rose or c.fell else "-"  # nothing to resample
         view.add_row(
             c.suite,
             str(c.n),
@@ -98,6 +105,8 @@ def warnings(comparisons: Sequence[Comparison]) -> list[str]:
 def _warning(comparison: Comparison, count: int) -> str:
     if not comparison.within_noise:
         return ""
+    if not comparison.rose and not comparison.fell:
+        return f"{comparison.suite}: the score of no problem changed"
     i = comparison.interval
     told = f"{comparison.suite}: {100 * i.difference:+.1f} points are within noise"
     if i.within_noise:
@@ -105,9 +114,21 @@ def _warning(comparison: Comparison, count: int) -> str:
     return f"{told} (p {i.p_value:.2g}, and {comparison.p_corrected:.2g} seen that {count} suites were compared)"
 
 
-def as_dict(comparisons: Sequence[Comparison]) -> dict[str, object]:
-    """Return what ``compare --json`` writes."""
-    return {"suites": [{**asdict(comparison), "within_noise": comparison.within_noise} for comparison in comparisons]}
+def as_dict(comparisons: Sequence[Comparison], before: Path, after: Path) -> dict[str, object]:
+    """Return what ``compare --json`` writes, with what the two files say of themselves."""
+    return {
+        "command": shlex.join(sys.argv),
+        "versions": versions_of("selfplay-gym", "numpy"),
+        "before": _origin(before),
+        "after": _origin(after),
+        "suites": [{**asdict(comparison), "within_noise": comparison.within_noise} for comparison in comparisons],
+    }
+
+
+def _origin(path: Path) -> dict[str, object]:
+    content = _content(path)
+    known = {name: content.fields.get(name) for name in ("model", "source", "seed", "command", "versions")}
+    return {"file": str(path), **known}
 
 
 def compare_results(first: Mapping[str, Any], second: Mapping[str, Any], seed: int = 0) -> Comparison:
@@ -132,7 +153,10 @@ def compare_results(first: Mapping[str, Any], second: Mapping[str, Any], seed: i
     means = sum(before) / len(before), sum(after) / len(after)
     caveat = "; ".join(filter(None, (_other_protocol(first, second), _left_out(first, second, len(shared)))))
     rose = sum(changes)
-    return Comparison(name, len(shared), *means, interval, rose, len(changes) - rose, interval.p_value, caveat)
+    return Comparison(
+        name, len(shared), *means, interval, rose, len(changes) - rose, interval.p_value, caveat,
+        second["data_sha256"], (first["protocol"], second["protocol"]),
+    )  # fmt: skip
 
 
 def _other_protocol(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -152,7 +176,7 @@ def _left_out(first: Mapping[str, Any], second: Mapping[str, Any], used: int) ->
     return f"{total - used} of {total} problems have no verdict in one of the files" if total > used else ""
 
 
-def _suites(path: Path) -> dict[str, Mapping[str, Any]]:
+def _content(path: Path) -> Row:
     where = f"{path} was not written by eval --json"
     try:
         content = json.loads(path.read_bytes())
@@ -160,8 +184,14 @@ def _suites(path: Path) -> dict[str, Mapping[str, Any]]:
         raise InvalidData(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidData(f"{where}: not JSON: {error}") from None
+    return row_of(content, where)
+
+
+def _suites(path: Path) -> dict[str, Mapping[str, Any]]:
+    content = _content(path)
+    where = content.where
     found: dict[str, Mapping[str, Any]] = {}
-    for item in row_of(content, where).list("suites"):
+    for item in content.list("suites"):
         result = row_of(item, where)
         name = result.text("suite")
         if name in found:

@@ -15,6 +15,8 @@ looks afterwards, at any suite and for all three. The suites are held in memory;
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ from selfplay_gym.gate import behaviours
 from selfplay_gym.grading import CHUNK, Progress, run_in_chunks
 from selfplay_gym.output import inert
 from selfplay_gym.protocols import Executor
+from selfplay_gym.results import versions_of
 from selfplay_gym.suites import Problem, Source, Suite
 from selfplay_gym.types import Job, Task
 
@@ -146,6 +149,8 @@ class Contamination:
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` writes."""
         return {
+            "command": shlex.join(sys.argv),
+            "versions": versions_of("selfplay-gym"),
             **asdict(self),
             "suites": [
                 {**asdict(overlap), "counts": {sign: overlap.count(sign) for sign in SIGNS}} for overlap in self.suites

@@ -228,7 +228,7 @@ class Choice:
     @property
     def seed(self) -> int:
         """Of all samples."""
-        return self._over(GREEDY).seed
+        return self.sampling.seed if isinstance(self.sampling, Sampling) else (self.sampling or {}).get("seed", 0)
 
     def of(self, suite: str) -> EvalProtocol:
         """Return what a suite is asked by, an asterisk behind its name where something differs."""

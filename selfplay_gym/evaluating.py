@@ -351,7 +351,10 @@ def _report(evaluation: Evaluation, results: Sequence[SuiteResult], executor: Ex
     # The judge is the one of today; what made the answers is told as it was.
     versions = {**versions_of("selfplay-gym", *JUDGES), **evaluation.versions}
     seed, tier = evaluation.seed, str(executor.tier)
-    return Report(tuple(results), evaluation.model, seed=seed, tier=tier, versions=versions, notes=tuple(notes))
+    return Report(
+        tuple(results), evaluation.model, seed=seed, tier=tier, versions=versions, notes=tuple(notes),
+        source=evaluation.source,
+    )  # fmt: skip
 
 
 def _refuse_other_data(path: Path, asked: Sequence[Suite], evaluation: Evaluation) -> None:

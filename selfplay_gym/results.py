@@ -128,6 +128,7 @@ class Report:
         tier: Isolation of the executor.
         versions: Of Python and of the packages that matter.
         notes: What else a reader should be warned of.
+        source: What gave the answers: the model with a fingerprint of its files, or an endpoint; empty for a file.
     """
 
     results: tuple[SuiteResult, ...]
@@ -137,15 +138,18 @@ class Report:
     tier: str = ""
     versions: Mapping[str, str] = field(default_factory=lambda: versions_of("selfplay-gym", *JUDGES))
     notes: tuple[str, ...] = ()
+    source: Mapping[str, object] = field(default_factory=dict)
 
     def table(self) -> Table:
         """Return the scores as a table for people; several families of a suite follow it, indented."""
         table = Table(title=self.model, caption=_caption(self.results), caption_justify="left", box=box.SIMPLE_HEAD)
         table.pad_edge = False
-        table.add_column("suite", no_wrap=True)
+        table.add_column("suite", overflow="fold")
         table.add_column("metric", no_wrap=True)
-        for heading in ("n", "value", "95% interval", "no verdict", "in frame"):
-            table.add_column(heading, justify="right", no_wrap=heading == "95% interval")
+        for heading in ("n", "value", "95% interval"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("no verdict", "in frame"):
+            table.add_column(heading, justify="right", min_width=7)
         for result in self.results:
             _add_result(table, result)
         return table
@@ -153,6 +157,7 @@ class Report:
     def warnings(self) -> list[str]:
         """Say for which problems there is no completion, and what else is to be known."""
         missing = [line for result in self.results if (line := _without_completion(result))]
+        missing += [line for result in self.results if (line := _uneven(result))]
         weaker = self.tier not in ("", Tier.FULL)
         tier = [f"judged in tier {self.tier}: `selfplay-gym doctor` says which walls are absent"] if weaker else []
         return [*missing, *tier, *self.notes]
@@ -161,6 +166,7 @@ class Report:
         """Return what ``--json`` writes."""
         return {
             "model": self.model,
+            "source": dict(self.source),
             "command": self.command,
             "seed": self.seed,
             "tier": self.tier,
@@ -189,6 +195,14 @@ def _without_completion(result: SuiteResult) -> str:
         return ""
     shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
     return f"{result.suite}: {len(ids)} of {len(result.rows)} problems have no completion and count as wrong: {shown}"
+
+
+def _uneven(result: SuiteResult) -> str:
+    counts = {len(row.scores) for row in result.rows if row.scores and row.score is not None}
+    if len(counts) < 2:
+        return ""
+    told = f"{result.suite}: some problems have {min(counts)} sample{'s' * (min(counts) > 1)} and some {max(counts)}"
+    return f"{told}; each line of an id counts as a sample, also one that stands twice"
 
 
 def _add_result(table: Table, result: SuiteResult) -> None:

@@ -303,6 +303,8 @@ def load_named(names: Sequence[str], source: Source, style_of: Callable[[str], s
 
 
 def _loader(name: str) -> Loader:
+    if name in group_names():
+        raise InvalidConfig(f"{name} is a group and takes no number of problems: --limit is for each of its suites")
     if name not in SUITES.paths():
         raise UnknownId(unknown("suite", name, [*SUITES.names(), *group_names()]))
     return cast(Loader, SUITES.load(name))

@@ -23,7 +23,7 @@ def test_problems_are_paired_and_those_without_a_verdict_left_out(tmp_path: Path
     after = report(tmp_path / "b.json", [1.0, 1.0, 1.0, None])
     (result,) = compare_files(before, after)
     assert (result.n, result.before, result.after, result.interval.difference) == (2, 0.5, 1.0, 0.5)
-    assert json.loads(json.dumps(as_dict([result])))["suites"][0]["interval"]["difference"] == 0.5
+    assert json.loads(json.dumps(as_dict([result], before, after)))["suites"][0]["interval"]["difference"] == 0.5
 
 
 def test_groups_are_paired_rather_than_their_problems(tmp_path: Path) -> None:
@@ -71,7 +71,26 @@ def test_a_difference_within_noise_is_warned_of(tmp_path: Path) -> None:
     before, after = report(tmp_path / "a.json", [0.0, 0.0, 1.0]), report(tmp_path / "b.json", [1.0, 0.0, 1.0])
     found = compare_files(before, after)
     assert warnings(found) == ["s: +33.3 points are within noise (95% interval +0.0 to +100.0, p 1)"]
-    assert json.loads(json.dumps(as_dict(found)))["suites"][0]["within_noise"] is True
+    assert json.loads(json.dumps(as_dict(found, before, after)))["suites"][0]["within_noise"] is True
+
+
+def test_the_json_says_what_was_compared(tmp_path: Path) -> None:
+    before, after = report(tmp_path / "a.json", [0.0]), report(tmp_path / "b.json", [1.0], protocol="q")
+    after.write_text(json.dumps({**json.loads(after.read_text()), "model": "m", "seed": 3}))
+    told: Any = as_dict(compare_files(before, after), before, after)
+    assert (told["before"]["file"], told["after"]["model"], told["after"]["seed"]) == (str(before), "m", 3)
+    assert (told["suites"][0]["data_sha256"], told["suites"][0]["protocols"]) == ("d", ("p", "q"))
+    assert told["command"]
+    assert told["versions"]["python"]
+
+
+def test_where_no_score_changed_there_is_no_interval_to_believe_in(tmp_path: Path) -> None:
+    before, after = report(tmp_path / "a.json", [0.0, 1.0]), report(tmp_path / "b.json", [0.0, 1.0])
+    found = compare_files(before, after)
+    assert warnings(found) == ["s: the score of no problem changed"]
+    screen = StringIO()
+    Console(file=screen, width=80).print(table(found))
+    assert "+0.0 to +0.0" not in screen.getvalue()
 
 
 def test_one_of_many_suites_that_seems_to_change_is_noise(tmp_path: Path) -> None:

@@ -166,6 +166,12 @@ def test_what_differs_from_the_protocol_is_told_by_an_asterisk() -> None:
     assert Choice("azr-paper", style="chat").of("math500").name == "azr-paper*"
 
 
+def test_a_protocol_that_samples_can_be_asked_for_fewer_samples() -> None:
+    choice = Choice("customary", sampling={"samples": 4, "seed": 7})
+    sampling = choice.of("aime24").sampling
+    assert (choice.seed, sampling.samples, sampling.temperature, sampling.seed) == (7, 4, 0.6, 7)
+
+
 def test_a_change_leaves_the_rest_of_the_sampling_as_it_is() -> None:
     asked = Choice("customary", sampling={"samples": 4}).of("aime24").sampling
     assert asked == replace(PROTOCOLS["customary"]["aime24"].sampling, samples=4)

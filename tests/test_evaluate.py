@@ -119,6 +119,21 @@ def test_a_missing_completion_is_counted_and_wrong() -> None:
     assert (result.value, result.missing, result.rows[1].reason) == (0.5, 1, "no completion")
 
 
+def test_a_line_that_stands_twice_is_warned_of() -> None:
+    even = grade(suite(DOUBLE, DOUBLE), {"p0": ["2"], "p1": ["2"]}, FakeExecutor())
+    uneven = grade(suite(DOUBLE, DOUBLE), {"p0": ["2", "2"], "p1": ["2"]}, FakeExecutor())
+    assert Report((even,), "m").warnings() == []
+    assert "some problems have 1 sample and some 2" in Report((uneven,), "m").warnings()[0]
+
+
+def test_no_number_of_a_table_is_cut_at_80_columns() -> None:
+    result = replace(grade(suite(DOUBLE), {"p0": ["2"]}, FakeExecutor()), suite="arc_agi1_evaluation-direct-and-more")
+    screen = StringIO()
+    Console(file=screen, width=80).print(Report((result,), "m").table())
+    assert "100.0%" in screen.getvalue()
+    assert "…" not in screen.getvalue()
+
+
 def test_one_sample_has_a_wilson_interval_and_several_a_bootstrap() -> None:
     single = grade(suite(DOUBLE, DOUBLE), {"p0": ["2"], "p1": ["3"]}, FakeExecutor())
     several = grade(suite(DOUBLE, DOUBLE), {"p0": ["2", "2"], "p1": ["3", "2"]}, FakeExecutor())

@@ -335,6 +335,11 @@ def test_a_number_behind_a_name_takes_the_first_problems(executor: SandboxExecut
             suites.load([wrong], Source(executor))
 
 
+def test_a_group_takes_no_number_of_problems(executor: SandboxExecutor) -> None:
+    with pytest.raises(InvalidConfig, match="quick is a group and takes no number of problems: --limit"):
+        suites.load(["quick:3"], Source(executor))
+
+
 def test_a_misspelt_group_is_told_the_nearest(executor: SandboxExecutor) -> None:
     with pytest.raises(UnknownId, match="no suite 'quikc'; did you mean 'quick'"):
         suites.load(["quikc"], Source(executor))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -394,8 +395,10 @@ class Leader:
             "seconds": round(seconds, 1),
             "tier": str(self.executor.tier),
             "archive": asdict(self.archive.statistics()),
+            "model": self.config.model,
+            "seed": self.config.seed,
             "versions": versions(),
-            "command": sys.argv,
+            "command": shlex.join(sys.argv),
         }
         self.folder.write_json("holdout_after.json", after)
         self.folder.write_json("result.json", result)
