@@ -166,7 +166,7 @@ def prepare(
         InvalidData: A data file is missing or broken.
         InvalidConfig: A suite has no such protocol.
     """
-    loaded = load_checked(names, source, choice, skip_missing)
+    loaded = load_checked(names, replace(source, most=limit), choice, skip_missing)
     puts, styles = [], {}
     for name, found in loaded.suites.items():
         settled = choice.of(suites.parted(name)[0]).suits(source.style)
@@ -239,7 +239,8 @@ def rescore(
                 f"{path} does not say what was asked, as files of `eval --keep` do: score it with `selfplay-gym eval "
                 f"--completions {path} --suite A,B`"
             )
-        loaded = suites.load_named([*evaluation.names], Source(executor, data_dir), evaluation.names.__getitem__)
+        source = Source(executor, data_dir, most=evaluation.limit)
+        loaded = suites.load_named([*evaluation.names], source, evaluation.names.__getitem__)
         asked = [suite.first(evaluation.limit) for found in loaded.present().suites.values() for suite in found]
         check_evalplus(evalplus, asked)
         _refuse_other_data(path, asked, evaluation)

@@ -94,11 +94,13 @@ class Source:
         executor: Runs references whose value a suite needs.
         data_dir: Folder of the data files; without one, the environment variable ``SELFPLAY_GYM_DATA`` says.
         style: Prompt style of the families, as `selfplay_gym.tasks.prompting` names them.
+        most: Problems of a suite that will be asked at most, its first ones: a loader may leave the others out.
     """
 
     executor: Executor
     data_dir: Path | None = None
     style: str = "azr"
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +294,10 @@ def load_named(names: Sequence[str], source: Source, style_of: Callable[[str], s
     seen: set[str] = set()
     for name, loader in loaders.items():
         styled = source if style_of is None else replace(source, style=style_of(name))
+        own = parted(name)[1]
+        most = min((number for number in (own, source.most) if number is not None), default=None)
         try:
-            loaded = [suite.first(parted(name)[1]) for suite in loader(styled)]
+            loaded = [suite.first(own) for suite in loader(replace(styled, most=most))]
         except MissingData as error:
             missing[name] = str(error)
             continue

@@ -62,8 +62,9 @@ def load(source: Source) -> list[Suite]:
 def load_plus(source: Source) -> list[Suite]:
     """Return the one suite ``humaneval+``."""
     data, found = open_table(source.data_dir, "humanevalplus.jsonl", "humanevalplus_dev.jsonl")
-    tasks, answers = [_task(row) for row in data.rows], [_whole(row) for row in data.rows]
-    problems = evalplus.problems(data.rows, source, tasks, answers)
+    rows = data.rows[: source.most]
+    tasks, answers = [_task(row) for row in rows], [_whole(row) for row in rows]
+    problems = evalplus.problems(rows, source, tasks, answers)
     return [_suite("humaneval+", problems, data, found, source, LONG_LIMITS)]
 
 

@@ -39,8 +39,9 @@ def load_sanitized(source: Source) -> list[Suite]:
 def load_plus(source: Source) -> list[Suite]:
     """Return the one suite ``mbpp+``."""
     data, found = open_table(source.data_dir, "mbppplus.jsonl", "mbppplus_dev.jsonl")
-    tasks = [UnitTests(Mbpp.name, _shown(row), (), ()) for row in data.rows]
-    problems = evalplus.problems(data.rows, source, tasks, [row.text("canonical_solution") for row in data.rows])
+    rows = data.rows[: source.most]
+    tasks = [UnitTests(Mbpp.name, _shown(row), (), ()) for row in rows]
+    problems = evalplus.problems(rows, source, tasks, [row.text("canonical_solution") for row in rows])
     return [_suite("mbpp+", problems, data, found, source, LONG_LIMITS)]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from selfplay_gym.suites import Source, Suite
 from selfplay_gym.tasks import asserts, beside, rules
 from selfplay_gym.tasks.asserts import Case, NotCases
 from selfplay_gym.tasks.unit_tests import UnitTests, outcomes_job, program_of
+from selfplay_gym.types import Execution, Job
 from tests.wrong_programs import CHANGES, LOOP, changed
 
 REAL = Path(os.environ.get(suites.DATA_VARIABLE, ""))
@@ -478,6 +479,22 @@ def test_evalplus_samples_may_hold_completions_in_place_of_solutions(
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     found = read_completions(file, [loaded["humaneval"]])["humaneval"]
     assert [row.score for row in scored(executor, loaded["humaneval"], found).rows] == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["humaneval+", "mbpp+"])
+def test_references_of_problems_that_are_not_asked_do_not_run(executor: SandboxExecutor, name: str) -> None:
+    (whole,) = suites.load([name], Source(executor, FIXTURES))
+    for names, most in ((f"{name}:1", None), (name, 1)):
+        (part,) = suites.load([names], Source(Unused(), FIXTURES, most=most))
+        assert [problem.id for problem in part.problems] == [whole.problems[0].id]
+
+
+class Unused:
+    """An executor that may be asked to run nothing."""
+
+    def run(self, jobs: Sequence[Job]) -> list[tuple[Execution, ...]]:
+        assert not jobs
+        return []
 
 
 # -- the real sets -----------------------------------------------------------------------------------------------------
