@@ -83,6 +83,9 @@ def _download(wanted: HubSet) -> Path:
     )  # fmt: skip
     with suppress(Exception):  # not kept here yet
         return Path(download(local_files_only=True))
+    nowhere = f"{NO_FOLDER}; {wanted.where} cannot be had from the hub either"
+    if client.constants.HF_HUB_OFFLINE:
+        raise MissingData(f"{nowhere}: HF_HUB_OFFLINE is set, and it is not in the client's cache")
     try:
         # Asked first, since it fails at once and says why: the download tries for half a minute, telling of each try.
         address = client.hf_hub_url(wanted.id, wanted.file, repo_type="dataset", revision=wanted.revision)
@@ -91,7 +94,7 @@ def _download(wanted: HubSet) -> Path:
     except Exception as error:  # the client's own, its HTTP library's, the operating system's
         told = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
         why = re.sub(r" ?https?://[^\s:]+:?[^\s:]*", "", told)[:200]  # the address is that of `wanted`, and long
-        raise MissingData(f"{NO_FOLDER}; {wanted.where} cannot be had from the hub either: {why}") from None
+        raise MissingData(f"{nowhere}: {why}") from None
 
 
 def _rows(wanted: HubSet, data: bytes) -> Iterator[Row]:

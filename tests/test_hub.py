@@ -164,7 +164,7 @@ def test_a_hub_that_nobody_answers_for_is_one_line(tmp_path: Path) -> None:
     told = [each["error"] for each in fetched("http://127.0.0.1:9", tmp_path, "gsm8k", "cruxeval")]
     assert time.monotonic() - began < 20  # the client's own patience is half a minute for each
     assert all("cannot be had from the hub either: ConnectError" in line for line in told)
-    assert "offline mode is enabled" in fetched("http://127.0.0.1:9", tmp_path, "gsm8k", offline=True)[0]["error"]
+    assert "HF_HUB_OFFLINE is set" in fetched("http://127.0.0.1:9", tmp_path, "gsm8k", offline=True)[0]["error"]
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
