@@ -327,6 +327,7 @@ def test_numbers_beyond_computing_differ_from_those_within_at_no_cost(text: str)
     assert compare(text, text) == Comparison(True, "exact")
 
 
+@pytest.mark.slow
 @needs_math_verify
 def test_nothing_overruns_its_limit_scores_or_harms_the_sandbox(executor: SandboxExecutor) -> None:
     limits = Limits(cpu_seconds=0.3, wall_seconds=10.0, memory_bytes=2**29)

@@ -243,6 +243,7 @@ def test_the_recipes_for_real_models_can_be_planned(preset: str, recipe: Path) -
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_how_to_start(recipe: Path) -> None:
     ended = run(recipe, "--gpus", "8", "--memory", "100", "--set", "update.bf16=true")
     assert (ended.returncode, ended.stderr) == (0, "")

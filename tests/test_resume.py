@@ -85,7 +85,7 @@ def play(folder: Path, settings: RunConfig, *, resume: bool = False) -> tuple[in
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("advantage", ["group", "rae"])
+@pytest.mark.parametrize("advantage", [pytest.param("group", marks=pytest.mark.slow), "rae"])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     advantage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +138,7 @@ def test_the_phases_of_a_step_are_timed_apart(tmp_path: Path) -> None:
         assert sum(line[phase] for phase in phases) < line["seconds/step"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     play(tmp_path / "run", config(2))
